@@ -1,0 +1,3 @@
+"""Continual learning and pretraining of code language models in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,56 @@
+"""Caches SeqIO tasks as ArrayRecord files, which training and evaluation read without TensorFlow.
+
+python -m codegen2_jax.cache_tasks --stream=pytask_cl --cache_dir=cache
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from codegen2_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Caches what is asked for and prints a table of counts; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="cache_tasks", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--stream", "--tasks", dest="names", required=True, help="streams or tasks, comma separated")
+    parser.add_argument("--cache_dir", default="cache", help="one folder per task is made here (default: cache)")
+    packaged = Path(__file__).parent / "pretrained" / "nano_t5"
+    parser.add_argument("--vocabulary", default=str(packaged), help="directory of the vocabulary (default: nano_t5's)")
+    modules = "tasks.pytask_cl,tasks.codetask_cl"
+    parser.add_argument("--task_modules", default=modules, help=f"modules that register tasks (default: {modules})")
+    parser.add_argument("--report", help="file for the outcome as JSON, read by the command that started this one")
+    arguments = parser.parse_args(argv)
+    outcome, code = {"error": None}, 0
+    try:
+        from codegen2_jax.data import cache_writing
+
+        infos = cache_writing.build(
+            arguments.names.split(","),
+            cache_dir=arguments.cache_dir,
+            vocabulary_dir=arguments.vocabulary,
+            task_modules=arguments.task_modules.split(","),
+            progress=lambda line: print(line, flush=True),
+        )
+        print(cache_writing.table(infos))
+    except UserError as error:
+        outcome, code = {"error": str(error)}, error.exit_code
+        print(f"error: {error}", file=sys.stderr)
+    if arguments.report:
+        Path(arguments.report).write_text(json.dumps(outcome), encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    exit_code = 1
+    try:
+        exit_code = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+    # TensorFlow may hang when the interpreter takes its threads down: leave without that.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,60 @@
+"""Queries of a frozen encoder: computed once per example, stored beside the run, never once per step.
+
+arXiv 2307.02435, section 4: the query of an input is the mean of the last hidden states of the frozen, pretrained
+encoder over its true tokens; it depends on neither prompts nor training, so it is a constant of the example.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from codegen2_jax.data.loader import evaluation_batches
+from codegen2_jax.sharding import partitioning
+
+
+class QueryStore:
+    """Queries by split, computed when first asked for and kept in files named by what they depend on.
+
+    Args:
+      directory: where the files go.
+      model: has `query(params, inputs_BS, inputs_mask_BS)`.
+      params: the parameters of the pretrained model, placed on the mesh.
+      encoder_digest: identifies those parameters.
+    """
+
+    def __init__(self, directory: Path, model: Any, params: Any, encoder_digest: str, mesh, batch_size: int = 64):
+        self.directory, self.model, self.params, self.mesh = Path(directory), model, params, mesh
+        self.encoder_digest, self.batch_size = encoder_digest, batch_size
+        self._query = jax.jit(model.query)
+
+    def _path(self, split: Any, limit: int | None) -> Path:
+        identity = f"{self.encoder_digest}|{split.digest}|{limit}|{self.model.config}"
+        return self.directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
+
+    def of(self, split: Any, *, limit: int | None = None) -> np.ndarray:
+        """query_ND float32, one row per record of a split; with a `limit`, rows that scoring does not visit are 0."""
+        path = self._path(split, limit)
+        if path.exists():
+            return np.load(path, allow_pickle=False)
+        queries: np.ndarray | None = None
+        for batch in evaluation_batches(split, task_id=0, batch_size=self.batch_size, limit=limit):
+            placed = partitioning.put_batch(self.mesh, {k: batch[k] for k in ("inputs_BS", "inputs_mask_BS")})
+            query_BD = np.asarray(self._query(self.params, placed["inputs_BS"], placed["inputs_mask_BS"]))
+            if queries is None:
+                queries = np.zeros((len(split), query_BD.shape[1]), np.float32)
+            valid_B = batch["valid_B"]
+            queries[batch["record_B"][valid_B]] = query_BD[valid_B]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
+        np.save(temporary, queries)
+        temporary.replace(path)  # a kill leaves a whole file or none
+        return queries
+
+
+def mean_embeddings(embedding_VD: np.ndarray, tokens: list[np.ndarray]) -> np.ndarray:
+    """mean_embedding_ND float32: the mean input embedding of each example's tokens, for initialising prompts."""
+    return np.stack([embedding_VD[ids].mean(axis=0) for ids in tokens]).astype(np.float32)

@@ -1,0 +1,195 @@
+"""The one result file of a run, scores.json, and what is shown of it."""
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from codegen2_jax import __version__
+from codegen2_jax.continual import diagnostics, scoring
+from codegen2_jax.continual.scores import Scores, format_matrix, format_summary
+from codegen2_jax.continual.setup import SPLITS, Setup
+from codegen2_jax.errors import UserError
+from codegen2_jax.training.step import TrainState
+
+CONFIG_FILE, SCORES_FILE = "config.gin", "scores.json"
+
+
+def _comparable(config_text: str) -> list[str]:
+    """The lines that decide results: not comments, and not where the run lies."""
+    lines = [line.rstrip() for line in config_text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#") and not re.match(r"MODEL_DIR\s*=", line)]
+
+
+def check_config(directory: Path, config_text: str) -> str:
+    """Writes config.gin on the first start, compares with it on the next; returns the digest of the configuration.
+
+    Raises UserError with the difference when the directory belongs to another configuration.
+    """
+    new = _comparable(config_text)
+    path = directory / CONFIG_FILE
+    if path.exists():
+        old = _comparable(path.read_text())
+        if old != new:
+            changed = [line for line in difflib.unified_diff(old, new, lineterm="", n=0) if line[:1] in "+-"][2:]
+            raise UserError(
+                f"{directory} holds a run of another configuration ({'; '.join(changed)}); "
+                "choose another MODEL_DIR, or delete that directory to start over."
+            )
+    elif jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(config_text)
+    return hashlib.sha256("\n".join(new).encode()).hexdigest()
+
+
+def finished(directory: Path, digest: str) -> dict | None:
+    """The contents of scores.json when the run is complete, else None."""
+    path = directory / SCORES_FILE
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    return record if record.get("complete") and record.get("config_digest") == digest else None
+
+
+def versions() -> dict[str, str]:
+    """What a number depends on besides the configuration and the data."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
+    return {"codegen2_jax": __version__, "python": sys.version.split()[0], **packages}
+
+
+def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str, Any]:
+    """The contents of scores.json for a run that stands at `meta`."""
+    config = setup.config
+    columns = {"bleu": [], "exact_match": []}
+    for task in setup.tasks:
+        for scorer in task.scorers:
+            columns[scoring.runner.SCORERS[scorer][0]].append(scorer)
+    digests = [task.split(name).digest for task in setup.tasks for name in ("train", *SPLITS)]
+    shapes = setup.state_shapes
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (shapes.trainable, shapes.frozen)]
+    record = Scores(
+        tasks=[task.name for task in setup.tasks],
+        scorers={name: ids for name, ids in columns.items() if len(ids) == len(setup.tasks)},
+        header={
+            "complete": complete,
+            "method": config.method,
+            "walk": config.walk,
+            "seed": config.seed,
+            "init_from": config.source.init_from,
+            "weights_digest": setup.loaded.digest,
+            "config_digest": digest,
+            "data_digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "decoding": config.decoding.identifier(config.decoding.scoring_beams),
+            "eval_examples": config.eval_examples,
+            "future_data_in_init": config.prompt is not None and config.prompt.sees_future_data,
+            "task_id_in_query": False,
+            "versions": versions(),
+        },
+        cost={
+            "trainable_parameters": sizes[0],
+            "parameters": sum(sizes),
+            "prompt_tokens": config.prompt.num_tokens if config.prompt is not None else 0,
+            "train_examples_seen": meta["examples_seen"],
+            "wall_seconds": round(meta["wall_seconds"], 1),
+        },
+    )
+    for stage, row in enumerate(meta["rows"]):
+        for split, metrics in row.items():
+            for metric, values in metrics.items():
+                for task, value in enumerate(values):
+                    if config.walk == "sequential" or stage == 0 or task == stage - 1:
+                        record.record(split, metric, stage=stage, task=task, value=value)
+    for name, splits in scoring.baselines(setup).items():
+        for split, metrics in splits.items():
+            for metric, values in metrics.items():
+                record.record_baseline(name, split, metric, values)
+    record.diagnostics = _columns(meta["diagnostics"])
+    return record.to_dict()
+
+
+def _columns(rows: list[dict]) -> dict[str, list]:
+    """[{name: value}] of each stage -> {name: [value of each stage]}."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, stage: int) -> dict[str, Any]:
+    """What the pool selected for the scored test examples after stage `stage` (specification, section 5), JSON-able.
+
+    details: {(split, task): scoring.TaskScores}. Also writes diagnostics/stage_<n>.npz (keys, queries, selections),
+    from which the next stage computes how far the keys moved. Tasks that were not started yet are null.
+    """
+    assignment_JM = np.asarray(state.prompt_state["assignment"])
+    key_MD = np.asarray(state.trainable["prompt"]["keys"], np.float32)
+    scored = [details["test", task] for task in range(len(setup.tasks))]
+    limit = setup.config.eval_examples
+    queries = [
+        setup.queries.of(data.test, limit=limit)[part.records_N] for data, part in zip(setup.tasks, scored, strict=True)
+    ]
+    task_B = np.repeat(np.arange(len(queries)), [len(query_ND) for query_ND in queries])
+    query_BD = np.concatenate(queries)
+    selected_BK = np.concatenate([part.selected_NK for part in scored])
+    unit_BD = query_BD / np.maximum(np.linalg.norm(query_BD, axis=1, keepdims=True), 1e-6)
+    unit_MD = key_MD / np.maximum(np.linalg.norm(key_MD, axis=1, keepdims=True), 1e-6)
+    score_BK = np.take_along_axis(unit_BD @ unit_MD.T, selected_BK, axis=1)
+    usage_JM = diagnostics.usage_counts(selected_BK, task_B, assignment_JM)
+    separation = diagnostics.query_separation(queries)
+    seen = range(stage + 1)
+
+    def per_task(function, *arrays):
+        values = [function(*(array[task_B == task] for array in arrays), assignment_JM) for task in seen]
+        return values + [None] * (len(queries) - stage - 1)
+
+    found = {}
+    if not assignment_JM.all():  # where every key belongs to every task there is nothing to retrieve
+        found = {
+            "retrieval_top1": per_task(diagnostics.retrieval_top1, selected_BK, score_BK, task_B),
+            "retrieval_majority": per_task(diagnostics.retrieval_majority, selected_BK, task_B),
+            "own_key_recall": per_task(
+                lambda s, t, table: diagnostics.own_key_recall(s, t, table)[t[0]], selected_BK, task_B
+            ),
+        }
+    found |= {
+        "usage_entropy": [diagnostics.usage_entropy(usage_M)[0] for usage_M in usage_JM],
+        "effective_keys": [diagnostics.usage_entropy(usage_M)[1] for usage_M in usage_JM],
+        "effective_keys_overall": diagnostics.usage_entropy(usage_JM.sum(axis=0))[1],
+        "selection_overlap": diagnostics.selection_overlap(usage_JM).tolist(),
+        "query_cosine": separation.cosine_JJ.tolist(),
+        "nearest_mean_accuracy": separation.nearest_mean_accuracy,
+        "key_usage": usage_JM.tolist(),
+    }
+    folder = directory / "diagnostics"
+    before = folder / f"stage_{stage - 1}.npz"
+    if stage and before.exists():
+        owned_M = assignment_JM[:stage].any(axis=0)
+        with np.load(before, allow_pickle=False) as stored:
+            found["key_drift"] = diagnostics.key_drift(stored["key_MD"], key_MD, owned_M)
+    if jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        arrays = {"key_MD": key_MD, "query_BD": query_BD, "task_B": task_B, "selected_BK": selected_BK}
+        np.savez(folder / f"stage_{stage}.npz", **arrays)
+    return jax.tree.map(lambda value: round(float(value), 6), found)
+
+
+def show(tracker: Any, record: dict) -> None:
+    """The matrices and the summary of a complete run, on the terminal."""
+    for split in SPLITS:
+        for metric in record["splits"].get(split, {}):
+            tracker.message("\n".join(["", *format_matrix(record, split=split, metric=metric)]))
+    for split in SPLITS:
+        tracker.message("\n".join(["", *format_summary(record, split=split)]))
+    for name, values in record["diagnostics"].items():
+        if isinstance(values[-1], list) and all(isinstance(value, float) for value in values[-1]):
+            tracker.message(f"{name} per task, at the end: " + " ".join(f"{value:.2f}" for value in values[-1]))
+    cost = record["cost"]
+    tracker.message(
+        f"{cost['trainable_parameters']:,} of {cost['parameters']:,} parameters trained; "
+        f"{cost['train_examples_seen']:,} examples; {cost['wall_seconds'] / 60:.1f} minutes"
+    )

@@ -1,0 +1,94 @@
+"""Scores of the tasks of a stream at one moment: rows of R, baselines, and what the prompt selected."""
+
+import collections
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from codegen2_jax.continual.setup import SPLITS, Setup
+from codegen2_jax.evaluation import runner
+from codegen2_jax.training.step import TrainState
+
+BASELINES = ("copy", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskScores:
+    """Scores of one task's split by column, and the prompts that were selected for each scored example."""
+
+    scores: dict[str, float]
+    selected_NK: np.ndarray
+    records_N: np.ndarray
+
+
+def score_task(
+    setup: Setup, state: TrainState, task: int, split: str, *, beams: int, selection: str | None
+) -> TaskScores:
+    """Decodes the scored examples of a task's split and compares them with the references.
+
+    selection: "pool" (the task's identity is not used to choose from a pool), "oracle", or None for no prompt.
+    """
+    data = setup.tasks[task]
+    texts, selected = runner.decode_split(
+        setup.predict(beams=beams, selection=selection),
+        setup.params(state),
+        state.prompt_state,
+        setup.evaluation_batches(task, split),
+        setup.vocabulary,
+        put=setup.put,
+    )
+    records = sorted(texts)
+    references = [data.split(split)[record]["targets_text"] for record in records]
+    return TaskScores(
+        scores=runner.score([texts[record] for record in records], references, data.scorers),
+        selected_NK=np.stack([selected[record] for record in records]),
+        records_N=np.asarray(records),
+    )
+
+
+def selection_score(scorers: tuple[str, ...], scores: dict[str, float]) -> float:
+    """What early stopping maximises: BLEU + exact match, BLEU alone for summaries (specification, 1.5)."""
+    if "codet5_smooth_bleu" in scorers:
+        return scores["bleu"]
+    return round(scores["bleu"], 2) + scores.get("exact_match", 0.0)
+
+
+def score_row(setup: Setup, state: TrainState, *, selection: str | None, progress: Any) -> tuple[dict, dict]:
+    """One row of R for every split and column, and the TaskScores by (split, task).
+
+    Returns ({split: {column: [score of each task]}}, {(split, task): TaskScores}).
+    """
+    row: dict = {split: collections.defaultdict(list) for split in SPLITS}
+    details = {}
+    for split in SPLITS:
+        for task in range(len(setup.tasks)):
+            beams = setup.config.decoding.scoring_beams
+            details[split, task] = score_task(setup, state, task, split, beams=beams, selection=selection)
+            for column, value in details[split, task].scores.items():
+                row[split][column].append(value)
+            progress.update(len(details))
+    return {split: dict(columns) for split, columns in row.items()}, details
+
+
+def constant_output(texts: list[str]) -> str:
+    """The most frequent target of a train split; among equals the shortest, then the first in order."""
+    counts = collections.Counter(texts)
+    return min(counts, key=lambda text: (-counts[text], len(text), text))
+
+
+def baselines(setup: Setup) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Scores of copying the source and of one constant output: {name: {split: {column: [score of each task]}}}."""
+    result = {name: {split: collections.defaultdict(list) for split in SPLITS} for name in BASELINES}
+    for task, data in enumerate(setup.tasks):
+        constant = constant_output([data.train[i]["targets_text"] for i in range(len(data.train))])
+        for split in SPLITS:
+            batches = setup.evaluation_batches(task, split)
+            records = sorted(int(r) for batch in batches for r in batch["record_B"][batch["valid_B"]])
+            examples = [data.split(split)[record] for record in records]
+            references = [example["targets_text"] for example in examples]
+            outputs = {"copy": [example["inputs_text"] for example in examples], "constant": [constant] * len(examples)}
+            for name in BASELINES:
+                for column, value in runner.score(outputs[name], references, data.scorers).items():
+                    result[name][split][column].append(value)
+    return {name: {split: dict(columns) for split, columns in splits.items()} for name, splits in result.items()}

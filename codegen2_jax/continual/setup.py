@@ -1,0 +1,282 @@
+"""What a continual run holds in memory: the model, the data of every task, and the compiled functions."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codegen2_jax.continual.queries import QueryStore, mean_embeddings
+from codegen2_jax.data import cache, converters, loader
+from codegen2_jax.errors import UserError
+from codegen2_jax.evaluation import runner
+from codegen2_jax.sharding import partitioning
+from codegen2_jax.training import initialisation
+from codegen2_jax.training.step import (
+    Learner,
+    TrainState,
+    make_loss_step,
+    make_train_step,
+    merge_params,
+    split_params,
+    state_shardings,
+)
+
+SPLITS = ("valid", "test")
+# What a dry run lowers when the data is not cached yet: a batch of 128 source and 128 target tokens, of 4 tasks.
+ASSUMED_SHAPE, ASSUMED_TASKS = (128, 128), 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """One task of the stream: its splits, its scorers, and its longest source and target in tokens."""
+
+    name: str
+    train: Any
+    valid: Any
+    test: Any
+    scorers: tuple[str, ...]
+    max_lengths: tuple[int, int]
+
+    def split(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+def _cache_of(config: Any, vocabulary_directory: str) -> dict:
+    """What `data.cache` needs to know to find or make the caches of the stream."""
+    return {
+        "names": tuple(part.strip() for part in config.stream.split(",")),
+        "cache_dir": cache.cache_directory(config.cache_dir),
+        "vocabulary_dir": vocabulary_directory,
+        "environment": {"CODETASK_CL_DIR": config.codetask_cl_dir} if config.codetask_cl_dir else {},
+    }
+
+
+def is_cached(config: Any, vocabulary_directory: str) -> bool:
+    """Whether `open_tasks` would find everything made."""
+    return not cache.missing(**_cache_of(config, vocabulary_directory))
+
+
+def open_tasks(config: Any, vocabulary_directory: str) -> list[TaskData]:
+    """Opens the caches of the stream's tasks, in order; makes the missing ones in a child process."""
+    arguments = _cache_of(config, vocabulary_directory)
+    directory = arguments["cache_dir"]
+    names = cache.ensure_cached(**arguments, task_modules=config.task_modules)
+    tasks = []
+    for name in names:
+        info = cache.read_info(directory, name)
+        for split in ("train", *SPLITS):
+            if not info["splits"].get(split, {}).get("examples"):
+                raise UserError(f"task {name} has no examples in split {split!r}; see {directory}/{name}/info.json.")
+            if not info.get("has_targets", {}).get(split, True):
+                raise UserError(f"task {name} has no targets in its split {split!r}; scoring it would mean nothing.")
+        splits = {split: cache.open_split(directory, name, split) for split in ("train", *SPLITS)}
+        tasks.append(
+            TaskData(name=name, scorers=tuple(info["metrics"]), max_lengths=tuple(info["max_lengths"]), **splits)
+        )
+    return tasks
+
+
+class Setup:
+    """The runtime of `continual.stream.ContinualLearning`: everything that does not change from step to step."""
+
+    def __init__(self, config: Any, directory: Path, *, with_data: bool = True):
+        """with_data: False opens no caches and assumes one task and one shape, enough to lower a step."""
+        self.config = config
+        self.loaded = config.source.load()
+        self.vocabulary = self.loaded.vocabulary
+        self.model = self.loaded.model
+        self.learner = Learner(model=self.model, prompt=config.prompt)
+        self.mesh = partitioning.make_mesh(config.mesh_shape)
+        self.put = functools.partial(partitioning.put_batch, self.mesh)
+        self.tasks, self.shapes = [], [ASSUMED_SHAPE]
+        if with_data:
+            self.tasks = open_tasks(config, self.loaded.vocabulary_directory)
+            # One set of shapes for all tasks: each shape is compiled once, whichever task it serves.
+            lengths = [loader.record_lengths(task.split(name)) for task in self.tasks for name in ("train", *SPLITS)]
+            source_N, target_N = (np.concatenate(part) for part in zip(*lengths, strict=True))
+            self.shapes = converters.choose_shapes(source_N, target_N, count=config.num_shapes)
+        self._place(directory)
+        self._compile()
+
+    @property
+    def needs_query(self) -> bool:
+        return self.config.prompt is not None and self.config.prompt.needs_query
+
+    # ------------------------------------------------------------------------------------------------ parameters
+
+    def _place(self, directory: Path) -> None:
+        model_axes = self.model.param_axes()
+        shardings = partitioning.shardings(self.mesh, model_axes, self.model.param_shapes)
+        self._pretrained = initialisation.place_params(self.loaded, shardings, seed=self.config.seed)
+        self.queries = None
+        if self.needs_query:
+            self.queries = QueryStore(
+                directory / "queries", self.model, self._pretrained, self._encoder_digest(), self.mesh
+            )
+        abstract = jax.eval_shape(self._new_state, self._pretrained)
+        self.state_shardings = state_shardings(self.mesh, abstract, self.learner.param_axes())
+        self.state_shapes = jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            abstract,
+            self.state_shardings,
+        )
+
+    def _encoder_digest(self) -> str:
+        return self.loaded.digest if self.loaded.params is not None else f"random|{self.config.seed}"
+
+    def _new_params(self, pretrained: Any) -> tuple[dict, Any]:
+        params, prompt_state = {"model": pretrained}, {}
+        if self.config.prompt is not None:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+            params["prompt"], prompt_state = self.config.prompt.init(
+                key,
+                num_tasks=len(self.tasks) or ASSUMED_TASKS,
+                embedding_VD=pretrained["embedding"],
+                query_width=self.model.config.d_model,
+            )
+        return params, prompt_state
+
+    def transformation(self, trainable: Any, prompt_state: Any) -> Any:
+        """The optimizer of one stage, built for the shapes of its parameters."""
+        axes, _ = split_params(self.learner.param_axes(), self.config.labels)
+        rows = self.learner.row_shapes(trainable, prompt_state)
+        return self.config.optimizer.transformation(self.config.steps_per_task, axes, rows)
+
+    def _new_state(self, pretrained: Any) -> TrainState:
+        params, prompt_state = self._new_params(pretrained)
+        trainable, frozen = split_params(params, self.config.labels)
+        return self._with_optimizer(trainable, frozen, prompt_state)
+
+    def _with_optimizer(self, trainable, frozen, prompt_state) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            trainable=trainable,
+            frozen=frozen,
+            opt_state=self.transformation(trainable, prompt_state).init(trainable),
+            prompt_state=prompt_state,
+            skipped=jnp.zeros((), jnp.int32),
+        )
+
+    def new_state(self) -> TrainState:
+        """The state before anything was learned, born sharded."""
+        return partitioning.init_sharded(self._new_state, self.state_shardings)(self._pretrained)
+
+    def fresh_optimizer(self, state: TrainState) -> TrainState:
+        """The same parameters with a new optimizer at step 0: every task starts with one (specification, 1.5)."""
+        init = partitioning.init_sharded(self._with_optimizer, self.state_shardings)
+        return init(state.trainable, state.frozen, state.prompt_state)
+
+    def start_task(self, state: TrainState, stage: int) -> TrainState:
+        """Lets the prompt open task `stage`: initialises its rows from data, marks it as seen."""
+        if self.config.prompt is None:
+            return state
+        embedding_VD = np.asarray(self._pretrained["embedding"])
+
+        def sample(task: int, count: int, rng: np.random.Generator):
+            split = self.tasks[task].train
+            records = rng.choice(len(split), size=count, replace=count > len(split))
+            query_ND = self.queries.of(split)[records] if self.needs_query else None
+            tokens = [split[int(record)]["inputs"] for record in records]
+            return query_ND, mean_embeddings(embedding_VD, tokens)
+
+        params, prompt_state = self.config.prompt.start_task(
+            jax.tree.map(np.asarray, state.trainable["prompt"]),
+            jax.tree.map(np.asarray, state.prompt_state),
+            task=stage,
+            sample=sample,
+            rng=np.random.default_rng((self.config.seed, 3, stage)),
+        )
+        place = lambda new, old: jax.device_put(np.asarray(new), old.sharding)  # noqa: E731
+        return state.replace(
+            trainable={**state.trainable, "prompt": jax.tree.map(place, params, state.trainable["prompt"])},
+            prompt_state=jax.tree.map(place, prompt_state, state.prompt_state),
+        )
+
+    # ------------------------------------------------------------------------------------------------- functions
+
+    def _compile(self) -> None:
+        config = self.config
+        optimizer = self.transformation(self.state_shapes.trainable, self.state_shapes.prompt_state)
+        step = make_train_step(
+            self.learner,
+            optimizer,
+            seed=config.seed,
+            accumulation_steps=config.accumulation_steps,
+            dropout=self.model.config.dropout_rate > 0,
+        )
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None))
+        self.loss_step = jax.jit(make_loss_step(self.learner))
+        self._predicts: dict[tuple, Any] = {}
+
+    def predict(self, *, beams: int, selection: str | None):
+        """The jitted decoder for a number of beams; selection None decodes without a prompt."""
+        if (beams, selection) not in self._predicts:
+            prompt = None
+            if selection is not None and self.config.prompt is not None:
+
+                def prompt(params, prompt_state, batch):
+                    prompt_BPD, aux = self.config.prompt.prompt(
+                        params["prompt"], prompt_state, batch["task_B"], batch.get("query_BD"), selection=selection
+                    )
+                    return prompt_BPD, aux["selected_BK"]
+
+            self._predicts[beams, selection] = runner.make_predict(
+                self.model,
+                prompt,
+                max_length=max(task.max_lengths[1] for task in self.tasks),
+                num_beams=beams,
+                length_penalty=self.config.decoding.length_penalty,
+            )
+        return self._predicts[beams, selection]
+
+    def params(self, state: TrainState) -> Any:
+        return merge_params(state.trainable, state.frozen)
+
+    # ------------------------------------------------------------------------------------------------------ data
+
+    def training_batches(self, stage: int) -> loader.TrainingBatches:
+        """The batches of one stage; another seed for each, so that no two stages walk alike."""
+        split = self.tasks[stage].train
+        return loader.TrainingBatches(
+            [split],
+            [stage],
+            self.config.batch_size,
+            self.config.seed * 1000 + stage,
+            start_id=self.model.config.decoder_start_token_id,
+            queries=[self.queries.of(split)] if self.needs_query else None,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shapes=self.shapes,
+        )
+
+    @functools.cache  # noqa: B019  one Setup lives as long as its run
+    def evaluation_batches(self, task: int, split_name: str) -> list[dict]:
+        """The first `eval_examples` examples of a split, grouped by length."""
+        split, limit = self.tasks[task].split(split_name), self.config.eval_examples
+        return list(
+            loader.evaluation_batches(
+                split,
+                task_id=task,
+                batch_size=self.config.decoding.batch_size,
+                limit=limit,
+                queries=self.queries.of(split, limit=limit) if self.needs_query else None,
+                start_id=self.model.config.decoder_start_token_id,
+                shapes=self.shapes,
+            )
+        )
+
+    def abstract_batch(self) -> dict:
+        """A batch of the largest shape, for lowering; its values mean nothing."""
+        (source, target), size = self.shapes[-1], self.config.batch_size
+        tokens = {"inputs_BS": source, "decoder_inputs_BT": target, "targets_BT": target}
+        masks = {"inputs_mask_BS": source, "loss_mask_BT": target}
+        batch = {name: np.zeros((size, length), np.int32) for name, length in tokens.items()}
+        batch |= {name: np.ones((size, length), bool) for name, length in masks.items()}
+        batch |= {"task_B": np.zeros(size, np.int32), "record_B": np.zeros(size, np.int32)}
+        if self.needs_query:
+            batch["query_BD"] = np.zeros((size, self.model.config.d_model), np.float32)
+        return batch

@@ -1,0 +1,309 @@
+"""A stream of tasks, learned one after another: train, score every task, extend R, save.
+
+The loop knows no method by name. A method is what trains (`labels`), what prompt is prepended (`prompt`), with which
+optimizer, and how the stream is walked (`walk`); gin_configs/ names the combinations.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from codegen2_jax.continual import results, scoring
+from codegen2_jax.continual.setup import Setup, is_cached
+from codegen2_jax.errors import UserError
+from codegen2_jax.evaluation.runner import Decoding, mean_loss
+from codegen2_jax.training.checkpoints import Checkpointer
+from codegen2_jax.training.initialisation import ModelSource
+from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
+from codegen2_jax.training.signals import StopSignal
+from codegen2_jax.training.step import Labels, TrainState
+from codegen2_jax.training.tracking import Tracker
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinualLearning:
+    """A continual-learning run: `run()` learns and scores the stream, `dry_run()` describes it.
+
+    Attributes:
+      model_dir: run directory; the same command continues what is in it.
+      method: the name under which results are filed.
+      stream: a stream that a tasks module registers, or task names joined by commas, in learning order.
+      task_modules: modules that register tasks with SeqIO.
+      labels: ordered (regex over parameter names, "train" | "freeze").
+      walk: "sequential": each task goes on from the one before; "individual": each starts from the initial weights.
+      steps_per_task: optimizer steps of a task, unless early stopping ends it.
+      evaluations_per_task: how often a task is validated while it trains; the best state by BLEU + exact match is kept.
+      patience: a task ends when both the validation loss and that score did not improve for more than this many
+        validations (specification, 1.5).
+      eval_examples: examples scored of each valid and test split, evenly spaced; None for all.
+      num_shapes: padded batch shapes in use; each is compiled once.
+      save_every: steps between checkpoints inside a task.
+    """
+
+    model_dir: str
+    method: str
+    stream: str
+    source: ModelSource
+    optimizer: Any
+    labels: Labels
+    steps_per_task: int
+    batch_size: int
+    seed: int
+    prompt: Any = None
+    walk: Literal["sequential", "individual"] = "sequential"
+    decoding: Decoding = Decoding()
+    accumulation_steps: int = 1
+    evaluations_per_task: int = 3
+    patience: int = 3
+    eval_examples: int | None = None
+    num_shapes: int = 4
+    save_every: int = 50
+    task_modules: tuple[str, ...] = ("tasks.pytask_cl", "tasks.codetask_cl")
+    cache_dir: str | None = None
+    codetask_cl_dir: str | None = None
+    mesh_shape: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        counts = ("steps_per_task", "batch_size", "accumulation_steps", "evaluations_per_task", "num_shapes")
+        for name in (*counts, "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
+        if self.eval_examples is not None and self.eval_examples < 1:
+            raise UserError(f"eval_examples={self.eval_examples} is out of range; give 1 or more, or None for all.")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} is negative; use 0 or more.")
+        if self.walk not in ("sequential", "individual"):
+            raise UserError(f"walk={self.walk!r} is unknown; choose 'sequential' or 'individual'.")
+        if self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"batch_size={self.batch_size} is no multiple of accumulation_steps={self.accumulation_steps}; "
+                "change either."
+            )
+        if not self.stream.strip(" ,"):
+            raise UserError("stream is empty; set STREAM to a stream such as 'pytask_cl' or to task names.")
+
+    # --------------------------------------------------------------------------------------------------- running
+
+    def run(self, *, config_text: str) -> None:
+        """Learns the stream from wherever the run directory stands."""
+        directory = Path(self.model_dir)
+        digest = results.check_config(directory, config_text)
+        with Tracker(directory, process_index=jax.process_index()) as tracker:
+            finished = results.finished(directory, digest)
+            if finished is not None:
+                tracker.message(f"{self.model_dir} is finished; its results are in {directory / 'scores.json'}.")
+                results.show(tracker, finished)
+                return
+            with Checkpointer(directory / "checkpoints") as checkpoints, StopSignal() as stop:
+                _Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn()
+
+    def dry_run(self) -> None:
+        """Builds everything, lowers one step, prints what it would take; trains nothing."""
+        from codegen2_jax.training.description import describe_step
+
+        cached = is_cached(self, self.source.load().vocabulary_directory)
+        setup = Setup(self, Path(self.model_dir), with_data=cached)
+        names = " -> ".join(task.name for task in setup.tasks) or f"{self.stream} (not cached yet: lengths are assumed)"
+        describe_step(
+            setup.train_step,
+            setup.state_shapes,
+            setup.abstract_batch(),
+            prompt_tokens=self.prompt.num_tokens if self.prompt is not None else 0,
+            note=f"stream              {names}, {self.steps_per_task} steps each",
+        )
+
+
+class _Run:
+    """One walk along the stream. What decides the next step is in `state` and `meta`; the checkpoint holds both."""
+
+    def __init__(self, config, directory, digest, config_text, tracker, checkpoints, stop):
+        self.config, self.directory, self.digest, self.config_text = config, directory, digest, config_text
+        self.tracker, self.checkpoints, self.stop = tracker, checkpoints, stop
+        self.setup = Setup(config, directory)
+        self.num_tasks = len(self.setup.tasks)
+        self.clock = Clock()
+        self.began = time.time()
+
+    # Checkpoints are numbered along the whole run: stage, then step; a stage's last number is its start of the next.
+    def _number(self, stage: int, step: int) -> int:
+        return stage * (self.config.steps_per_task + 1) + step
+
+    def learn(self) -> None:
+        state, best, meta = self._restore()
+        config = self.config
+        while meta["stage"] < self.num_tasks:
+            if not meta["trained"]:
+                state, best = self._train(state, best, meta)
+            # The rest of the stage is a function of the checkpoint that `_train` left behind.
+            state = state.replace(trainable=best)
+            self._score(state, meta)
+            meta |= {"stage": meta["stage"] + 1, "trained": False, **_start_of_stage(meta["examples_seen"])}
+            if meta["stage"] < self.num_tasks:
+                if config.walk == "individual":
+                    state = self.setup.new_state()
+                state = self._open(state, meta["stage"])
+            best = _copy(state.trainable)
+            self._save(state, best, meta, step=0)
+            self._write(meta, complete=False)
+            raise_if_stopped(self.stop, config.model_dir)
+        self._write(meta, complete=True)
+        results.show(self.tracker, results.finished(self.directory, self.digest))
+
+    # ---------------------------------------------------------------------------------------------------- stages
+
+    def _open(self, state: TrainState, stage: int) -> TrainState:
+        return self.setup.fresh_optimizer(self.setup.start_task(state, stage))
+
+    def _train(self, state: TrainState, best: Any, meta: dict) -> tuple[TrainState, Any]:
+        """Trains the stage's task to its end, keeping the best state by its validation score."""
+        config, stage = self.config, meta["stage"]
+        task = self.setup.tasks[stage]
+        iterator = self.setup.training_batches(stage).iterator()
+        if meta["data"] is not None:
+            iterator.set_state(meta["data"])
+        every = max(1, math.ceil(config.steps_per_task / config.evaluations_per_task))
+        step = int(state.step)
+        description = f"task {stage + 1}/{self.num_tasks} {task.name}"
+        with self.tracker.progress(description, config.steps_per_task, first=step) as progress:
+            while step < config.steps_per_task and not meta["stalled"]:
+                marks = [(step // interval + 1) * interval for interval in (every, config.save_every)]
+                state, step = run_steps(
+                    self.setup.train_step,
+                    state,
+                    iterator,
+                    first=step,
+                    last=min(*marks, config.steps_per_task),
+                    mesh=self.setup.mesh,
+                    tracker=self.tracker,
+                    progress=progress,
+                    clock=self.clock,
+                    stop=self.stop,
+                    labels={"task": task.name},
+                    metric_offset=stage * config.steps_per_task,
+                )
+                meta["examples_seen"] = meta["examples_before"] + step * config.batch_size
+                if step % every == 0 or step == config.steps_per_task:
+                    if self._validate(state, meta, step):
+                        best = _copy(state.trainable)
+                meta["data"] = iterator.get_state()
+                meta["trained"] = step == config.steps_per_task or meta["stalled"]
+                self._save(state, best, meta, step=step)
+                raise_if_stopped(self.stop, config.model_dir)
+        return state, best
+
+    def _validate(self, state: TrainState, meta: dict, step: int) -> bool:
+        """Scores the stage's task on its valid split, updates the stall counters; whether this is the best so far."""
+        stage, setup = meta["stage"], self.setup
+        batches = setup.evaluation_batches(stage, "valid")
+        loss = mean_loss(setup.loss_step, state, batches, put=setup.put)
+        beams = self.config.decoding.selection_beams
+        scores = scoring.score_task(setup, state, stage, "valid", beams=beams, selection="pool").scores
+        value = scoring.selection_score(setup.tasks[stage].scorers, scores)
+        better_score = meta["best_score"] is None or value > meta["best_score"]
+        better_loss = meta["best_loss"] is None or loss < meta["best_loss"]
+        meta["score_stalls"] = 0 if better_score else meta["score_stalls"] + 1
+        meta["loss_stalls"] = 0 if better_loss else meta["loss_stalls"] + 1
+        if better_score:
+            meta["best_score"], meta["best_step"] = value, step
+        if better_loss:
+            meta["best_loss"] = loss
+        meta["stalled"] = min(meta["score_stalls"], meta["loss_stalls"]) > self.config.patience
+        values = {"valid_loss": loss, **{f"valid_{name}": score for name, score in scores.items()}}
+        at = stage * self.config.steps_per_task + step
+        self.tracker.metrics(at, values, task=setup.tasks[stage].name)
+        text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+        self.tracker.message(f"  step {step}: {text}{' (best)' if better_score else ''}")
+        return better_score
+
+    def _score(self, state: TrainState | None, meta: dict) -> None:
+        """Appends a row to R; the row before training (stage None) is decoded without a prompt."""
+        before = not meta["rows"]
+        name = "before training" if before else f"after {self.setup.tasks[meta['stage']].name}"
+        with self.tracker.progress(f"scoring {name}", 2 * self.num_tasks) as progress:
+            selection = None if before or self.config.prompt is None else "pool"
+            row, details = scoring.score_row(self.setup, state, selection=selection, progress=progress)
+        meta["rows"].append(row)
+        if not before and self.setup.needs_query:
+            meta["diagnostics"].append(results.diagnose(self.setup, self.directory, state, details, meta["stage"]))
+        for split, columns in row.items():
+            text = "; ".join(
+                f"{column} " + " ".join(f"{value:.1f}" for value in values) for column, values in columns.items()
+            )
+            self.tracker.message(f"  {name}, {split}: {text}")
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _restore(self) -> tuple[TrainState, Any, dict]:
+        setup = self.setup
+        shapes = setup.state_shapes
+        restored = self.checkpoints.restore_latest(_saved(shapes, shapes.trainable))
+        if restored is None:
+            self.tracker.resume(-1)
+            self._announce("starting")
+            meta = {"stage": 0, "trained": False, "rows": [], "diagnostics": [], "wall_seconds": 0.0}
+            meta |= {"examples_seen": 0, **_start_of_stage(0)}
+            state = setup.new_state()
+            self._score(state, meta)
+            state = self._open(state, 0)
+            best = _copy(state.trainable)
+            self._save(state, best, meta, step=0)
+            return state, best, meta
+        number, saved, meta = restored
+        self.began -= meta["wall_seconds"]
+        frozen = setup.new_state().frozen
+        state = TrainState(frozen=frozen, **{name: value for name, value in saved.items() if name != "best"})
+        last_metric = meta["stage"] * self.config.steps_per_task + (number - self._number(meta["stage"], 0))
+        self.tracker.resume(last_metric)
+        self._announce(f"continuing at task {meta['stage'] + 1}, step {int(state.step)}")
+        return state, saved["best"], meta
+
+    def _announce(self, what: str) -> None:
+        setup = self.setup
+        trained = sum(leaf.size for leaf in jax.tree.leaves(setup.state_shapes.trainable))
+        total = trained + sum(leaf.size for leaf in jax.tree.leaves(setup.state_shapes.frozen))
+        self.tracker.message(
+            f"{what}: {self.config.method} on {' -> '.join(task.name for task in setup.tasks)}; "
+            f"{trained:,} of {total:,} parameters train; {self.config.source.init_from} weights; "
+            f"{jax.device_count()} {jax.devices()[0].platform} device(s); batch shapes {setup.shapes}"
+        )
+
+    def _save(self, state: TrainState, best: Any, meta: dict, *, step: int) -> None:
+        meta["wall_seconds"] = time.time() - self.began
+        self.checkpoints.save(self._number(meta["stage"], step), _saved(state, best), meta)
+
+    def _write(self, meta: dict, *, complete: bool) -> None:
+        record = results.build(self.setup, self.digest, meta, complete=complete)
+        temporary = self.directory / f"scores.json.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.replace(self.directory / "scores.json")
+
+
+def _start_of_stage(examples_seen: int) -> dict:
+    """What meta holds of a stage that has not begun."""
+    return {
+        "examples_before": examples_seen,
+        "data": None,
+        "best_score": None,
+        "best_loss": None,
+        "best_step": 0,
+        "score_stalls": 0,
+        "loss_stalls": 0,
+        "stalled": False,
+    }
+
+
+def _saved(state: TrainState, best: Any) -> dict:
+    """The part of a state that a checkpoint holds: frozen weights come from where they came from."""
+    parts = {"step": state.step, "trainable": state.trainable, "opt_state": state.opt_state}
+    return {**parts, "prompt_state": state.prompt_state, "skipped": state.skipped, "best": best}
+
+
+def _copy(tree: Any) -> Any:
+    """A copy that survives the donation of the original to the next step."""
+    return jax.tree.map(lambda leaf: leaf.copy(), tree)

@@ -1,0 +1,1 @@
+"""Vocabularies, sources, objectives, caches and loaders; numpy only, no JAX."""

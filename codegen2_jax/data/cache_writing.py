@@ -1,0 +1,283 @@
+"""The half of caching that needs SeqIO; `codegen2_jax.cache_tasks` runs it in a process of its own."""
+
+import fcntl
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from codegen2_jax.data import cache
+from codegen2_jax.data.vocabulary import Vocabulary
+from codegen2_jax.errors import UserError
+
+VOCABULARY_VARIABLE = "CODEGEN2_JAX_VOCABULARY"
+"""Where task modules look for the directory of the vocabulary."""
+
+MAX_REJECTED_LISTED = 100
+_PROGRESS_SECONDS = 5.0
+
+
+def build(
+    names: Sequence[str],
+    *,
+    cache_dir: str | Path,
+    vocabulary_dir: str | Path,
+    task_modules: Sequence[str],
+    progress: Callable[[str], None] = print,
+) -> dict[str, dict]:
+    """Imports the task modules, caches the tasks behind `names` that have no current cache, returns {task: info}.
+
+    A task module registers its tasks on import; `STREAMS` maps stream names to tuples of task names, and
+    `provenance(task, split)`, where there is one, tells sources, licence, settings and counts.
+    """
+    cache_dir = Path(cache_dir).absolute()
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    os.environ[VOCABULARY_VARIABLE] = str(Path(vocabulary_dir).absolute())
+    vocabulary = Vocabulary.from_directory(vocabulary_dir)
+    streams, homes = _import_tasks(task_modules)
+    tasks = [task for name in names for task in streams.get(name, (name,))]
+    unknown = [task for task in tasks if task not in homes]
+    if unknown:
+        raise UserError(
+            f"no task or stream {', '.join(unknown)} in {', '.join(task_modules)}; streams: {sorted(streams)}, "
+            f"tasks: {sorted(homes)}."
+        )
+    import seqio
+
+    infos = {}
+    for name in dict.fromkeys(tasks):
+        module = homes[name]
+        with _locked(cache_dir / f".{name}.lock"):
+            if (cache_dir / name / "info.json").is_file():
+                info = cache.read_info(cache_dir, name)
+                if not cache.staleness(info, vocabulary_digest=vocabulary.digest, environment=os.environ):
+                    infos[name] = info
+                    continue
+            infos[name] = write_task(
+                seqio.TaskRegistry.get(name),
+                cache_dir,
+                vocabulary=vocabulary,
+                provenance=getattr(module, "provenance", None),
+                module_sources={module.__file__: cache.file_sha256(Path(module.__file__))},
+                progress=progress,
+            )
+    with _locked(cache_dir / ".streams.lock"):
+        path = cache_dir / cache.STREAMS_FILE
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known |= {name: list(streams[name]) for name in names if name in streams}
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    return infos
+
+
+def _import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], dict]:
+    """({stream: task names}, {task: the module that registered it}) of freshly imported modules."""
+    missing = [name for name in task_modules if not _can_be_imported(name)]
+    if missing:
+        raise UserError(f"task module {', '.join(missing)} cannot be found; check --task_modules and PYTHONPATH.")
+    import seqio
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    streams, homes = {}, {}
+    for module_name in task_modules:
+        before = set(seqio.TaskRegistry.names())
+        module = importlib.import_module(module_name)
+        streams |= getattr(module, "STREAMS", {})
+        # A module imported before has registered its tasks already: its streams still name them.
+        named = {task for stream in getattr(module, "STREAMS", {}).values() for task in stream}
+        homes |= dict.fromkeys((set(seqio.TaskRegistry.names()) - before) | named, module)
+    return streams, homes
+
+
+def _can_be_imported(module_name: str) -> bool:
+    try:
+        return importlib.util.find_spec(module_name) is not None
+    except ModuleNotFoundError:  # of the package that it should be in
+        return False
+
+
+def write_task(
+    task,
+    cache_dir: str | Path,
+    *,
+    vocabulary: Vocabulary,
+    provenance: Callable[[str, str], Mapping] | None = None,
+    module_sources: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Runs a `seqio.Task` once over all its splits, writes its cache directory and returns its info.
+
+    `provenance(task name, split)` is asked after the split was read. `module_sources` {path: sha256} are the files that
+    define the task. The directory takes its place by a rename, when it is complete.
+    """
+    for name, feature in task.output_features.items():
+        if getattr(feature.vocabulary, "digest", None) != vocabulary.digest:
+            raise UserError(
+                f"feature {name} of task {task.name} does not use the vocabulary {vocabulary.digest[:12]}; take the "
+                f"directory from {VOCABULARY_VARIABLE} and wrap it with as_seqio."
+            )
+    final = Path(cache_dir, task.name)
+    temporary = final.with_name(f".{task.name}.writing")  # the lock of `build` keeps it to one process
+    shutil.rmtree(temporary, ignore_errors=True)
+    info = {
+        "format": cache.FORMAT,
+        "task": task.name,
+        "features": {name: {"dtype": "int32", "required": f.required} for name, f in task.output_features.items()},
+        "metrics": [metric.__name__ for metric in task.metric_fns],
+        "vocabulary": vocabulary.digest,
+        "max_lengths": [0, 0],
+        "splits": {},
+        "has_targets": {},
+        "licence": "",
+        "settings": {},
+        "environment": {},
+        "sources": dict(module_sources or {}),
+    }
+    for split in task.splits:
+        reading = _Reading(f"{task.name}/{split}", vocabulary, progress)
+        examples = task.get_dataset(sequence_length=None, split=split, shuffle=False).as_numpy_iterator()
+        entry = cache.write_split(temporary, split, reading.records(examples))
+        facts = provenance(task.name, split) if provenance else {}
+        rejected = [*facts.get("rejected", ()), *reading.rejected]
+        lengths = np.load(temporary / f"{split}-lengths.npy")
+        info["splits"][split] = entry | {
+            "tokens": lengths.sum(axis=0, dtype=np.int64).tolist(),
+            "truncated": reading.truncated,
+            "tokens_cut": reading.tokens_cut,
+            "rejected": rejected[:MAX_REJECTED_LISTED],
+            "rejected_count": len(rejected),
+            "counts": facts.get("counts", {}),
+        }
+        info["has_targets"][split] = reading.has_targets
+        limits = facts.get("max_lengths", lengths.max(axis=0))
+        info["max_lengths"] = np.maximum(info["max_lengths"], limits).tolist()
+        info["sources"] |= facts.get("sources", {})
+        info["settings"] |= facts.get("settings", {})
+        info["licence"] = facts.get("licence", info["licence"])
+        info["environment"] |= {name: os.environ.get(name) for name in facts.get("environment", ())}
+        progress(
+            f"{task.name}/{split}: {entry['examples']} examples, {len(rejected)} rejected, truncated "
+            f"{reading.truncated['inputs']} inputs and {reading.truncated['targets']} targets"
+        )
+    info["source_stats"] = {path: cache.file_stamp(path) for path in info["sources"]}
+    (temporary / "info.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    return info
+
+
+def table(infos: Mapping[str, Mapping]) -> str:
+    """The counts of every task and split, one line each."""
+    rows = [("task", "split", "examples", "rejected", "cut", "source tokens", "target tokens")]
+    for task, info in infos.items():
+        for split, entry in info["splits"].items():
+            cut = sum(entry["truncated"].values())
+            rows.append((task, split, *map(str, (entry["examples"], entry["rejected_count"], cut, *entry["tokens"]))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)
+    return "\n".join("  ".join(map(lambda side, cell, w: side(cell, w), sides, row, widths)) for row in rows)
+
+
+class _Reading:
+    """Turns a task's examples into records, and counts what was cut and what was rejected."""
+
+    def __init__(self, name: str, vocabulary: Vocabulary, progress: Callable[[str], None]):
+        self.name, self.vocabulary, self.progress = name, vocabulary, progress
+        self.rejected: list[dict] = []
+        self.truncated = {"inputs": 0, "targets": 0}
+        self.tokens_cut = {"inputs": 0, "targets": 0}
+        self.has_targets = False
+        self.wrapped: bool | None = None
+
+    def records(self, examples: Iterable[Mapping]) -> Iterator[dict]:
+        """Every example that is neither empty nor a repetition of an id, in order.
+
+        Targets may be empty in all examples (a test split without references) but not in some.
+        """
+        seen, without_targets = set(), []
+        started = reported = time.monotonic()
+        for number, example in enumerate(examples):
+            record = self._record(example, number)
+            wrapping = 2 if self._is_wrapped(record) else 0
+            if record["id"] in seen:
+                self._reject(record, number, "the id occurs twice")
+            elif "inputs" in record and len(record["inputs"]) <= wrapping:
+                self._reject(record, number, "the input is empty")
+            elif len(record["targets"]) > wrapping:
+                if not self.has_targets:
+                    self.has_targets = True
+                    for early, at in without_targets:
+                        self._reject(early, at, "the target is empty")
+                yield self._count_cut(record, wrapping)
+            elif self.has_targets:
+                self._reject(record, number, "the target is empty")
+            else:
+                without_targets.append((record, number))
+            seen.add(record["id"])
+            if time.monotonic() - reported > _PROGRESS_SECONDS:
+                reported = time.monotonic()
+                self.progress(f"{self.name}: {number + 1} examples, {(number + 1) / (reported - started):.0f} a second")
+        if not self.has_targets:
+            for record, _ in without_targets:
+                yield self._count_cut(record, 2)
+
+    def _record(self, example: Mapping, number: int) -> dict:
+        record = {"id": _text(example.get("id", f"{self.name}/{number}"))}
+        for side in ("inputs", "targets"):
+            if side in example:
+                record[side] = np.asarray(example[side], np.int32)
+            for name in (f"{side}_text", f"{side}_pretokenized"):
+                if name in example:
+                    record[f"{side}_text"] = _text(example[name])
+                    break
+        return record
+
+    def _is_wrapped(self, record: Mapping) -> bool:
+        begin, end = self.vocabulary.bos_id, self.vocabulary.eos_id
+        wrapped = []
+        for side in ("inputs", "targets"):
+            tokens = record.get(side)
+            if tokens is not None:
+                ends = len(tokens) >= 2 and tokens[0] == begin and tokens[-1] == end
+                if ends and (np.count_nonzero(tokens == end) != 1 + (begin == end)):
+                    raise UserError(f"{record['id']}: {side} have more than one end token; fix the task.")
+                wrapped.append(ends)
+        if self.wrapped is None:
+            self.wrapped = all(wrapped)
+        if wrapped != [self.wrapped] * len(wrapped):
+            raise UserError(f"{record['id']}: some sequences of {self.name} are wrapped as <s> ... </s>, some are not.")
+        return self.wrapped
+
+    def _count_cut(self, record: dict, wrapping: int) -> dict:
+        """The task cuts; how much it cut is the length of the whole text's tokens less what is left."""
+        for side in ("inputs", "targets"):
+            if wrapping and f"{side}_text" in record:
+                cut = len(self.vocabulary.encode(record[f"{side}_text"])) + wrapping - len(record[side])
+                self.truncated[side] += cut > 0
+                self.tokens_cut[side] += max(cut, 0)
+        return record
+
+    def _reject(self, record: Mapping, number: int, reason: str) -> None:
+        self.rejected.append({"file": record["id"], "line": number, "reason": reason})
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock; a second run waits here, then finds the work done."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+"""Decode a task's split and score it."""

@@ -1,0 +1,1 @@
+"""Language models: thin linen modules behind pure functions on nested dictionaries."""

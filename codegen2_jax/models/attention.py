@@ -1,0 +1,100 @@
+"""T5 attention: no scaling of the logits, additive relative-position bias, softmax in float32.
+
+Shapes: B batch, Q queries, S keys, D width, N heads, H head width, K beams, T decoder positions, U buckets.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codegen2_jax.models.layers import dropout, weight
+
+MASKED = -1e9  # finite, so that a row with nothing to attend to stays finite
+
+
+def relative_buckets(num_queries: int, num_keys: int, *, bidirectional: bool, buckets: int, max_distance: int):
+    """Bucket of (key position - query position), int32[num_queries, num_keys] (Raffel et al. 2020, section 2.1).
+
+    Half the buckets of a direction are one distance each, the rest grow as a logarithm up to `max_distance`.
+    Built in numpy on the host: the edges lie on powers of two, where a device's logarithm may round the other way.
+    """
+    relative = np.arange(num_keys)[None, :] - np.arange(num_queries)[:, None]
+    offset = np.zeros_like(relative)
+    if bidirectional:
+        buckets //= 2
+        offset = (relative > 0) * buckets
+        distance = np.abs(relative)
+    else:
+        distance = np.maximum(-relative, 0)
+    exact = buckets // 2
+    # float32 as in the reference: the truncation below depends on the rounding of this logarithm.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        np.log(max_distance / exact)
+    )
+    logarithmic = np.minimum(exact + (ratio * (buckets - exact)).astype(np.int64), buckets - 1)
+    return (offset + np.where(distance < exact, distance, logarithmic)).astype(np.int32)
+
+
+def position_bias(table_UN, buckets_QS) -> jax.Array:
+    """Relative bias of every head, float32[1, N, Q, S]; computed once per stack and given to each of its layers."""
+    return jnp.transpose(table_UN.astype(jnp.float32)[buckets_QS], (2, 0, 1))[None]
+
+
+def mask_bias(mask_BS) -> jax.Array:
+    """0 where a key may be attended to, a large negative number elsewhere: float32[B, 1, 1, S]."""
+    return jnp.where(mask_BS, 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
+
+
+def causal_bias(length: int) -> jax.Array:
+    """float32[1, 1, T, T]: position i sees j <= i."""
+    return jnp.where(np.tri(length, dtype=bool), 0.0, MASKED).astype(jnp.float32)[None, None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with weights q, k, v [D, N, H] and o [N, H, D], no biases."""
+
+    width: int
+    num_heads: int
+    head_dim: int
+    dropout_rate: float
+    dtype: Any
+
+    def setup(self):
+        D, N, H = self.width, self.num_heads, self.head_dim
+        axes = ("embed", "heads", "head_dim")
+        # Query weights also carry the 1/sqrt(H) that T5 leaves out of the attention itself.
+        self.q_DNH = self.param("q", weight((D * H) ** -0.5, axes), (D, N, H), jnp.float32)
+        self.k_DNH = self.param("k", weight(D**-0.5, axes), (D, N, H), jnp.float32)
+        self.v_DNH = self.param("v", weight(D**-0.5, axes), (D, N, H), jnp.float32)
+        out = weight((N * H) ** -0.5, ("heads", "head_dim", "embed"))
+        self.o_NHD = self.param("o", out, (N, H, D), jnp.float32)
+
+    def __call__(self, x_BQD, memory_BSD, biases, seed_2=None):
+        """Attend from x to memory (x itself in self-attention); `biases` broadcast to [B, N, Q, S] and are added."""
+        q_BQNH = jnp.einsum("bqd,dnh->bqnh", x_BQD, self.q_DNH.astype(self.dtype))
+        k_BSNH = jnp.einsum("bsd,dnh->bsnh", memory_BSD, self.k_DNH.astype(self.dtype))
+        v_BSNH = jnp.einsum("bsd,dnh->bsnh", memory_BSD, self.v_DNH.astype(self.dtype))
+        logits_BNQS = jnp.einsum("bqnh,bsnh->bnqs", q_BQNH, k_BSNH, preferred_element_type=jnp.float32)
+        for bias in biases:
+            logits_BNQS = logits_BNQS + bias
+        probs_BNQS = jax.nn.softmax(logits_BNQS, axis=-1)
+        probs_BNQS = dropout(probs_BNQS.astype(self.dtype), seed_2, self.dropout_rate)
+        mixed_BQNH = jnp.einsum("bnqs,bsnh->bqnh", probs_BNQS, v_BSNH)
+        return jnp.einsum("bqnh,nhd->bqd", mixed_BQNH, self.o_NHD.astype(self.dtype))
+
+    def heads_first(self, x_BSD):
+        """Keys and values of x for decoding, each [B, N, S, H]: the layout a one-query step reads in order."""
+        k_BNSH = jnp.einsum("bsd,dnh->bnsh", x_BSD, self.k_DNH.astype(self.dtype))
+        v_BNSH = jnp.einsum("bsd,dnh->bnsh", x_BSD, self.v_DNH.astype(self.dtype))
+        return k_BNSH, v_BNSH
+
+    def step(self, x_BKD, k_BNSH, v_BNSH, bias):
+        """One position of K beams against S cached keys; `bias` broadcasts to [B, N, K, S]."""
+        q_BNKH = jnp.einsum("bkd,dnh->bnkh", x_BKD, self.q_DNH.astype(self.dtype))
+        logits_BNKS = jnp.einsum("bnkh,bnsh->bnks", q_BNKH, k_BNSH, preferred_element_type=jnp.float32)
+        probs_BNKS = jax.nn.softmax(logits_BNKS + bias, axis=-1).astype(self.dtype)
+        mixed_BNKH = jnp.einsum("bnks,bnsh->bnkh", probs_BNKS, v_BNSH)
+        return jnp.einsum("bnkh,nhd->bkd", mixed_BNKH, self.o_NHD.astype(self.dtype))

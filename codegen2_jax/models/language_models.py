@@ -1,0 +1,141 @@
+"""What the rest of the package knows of a model: pure functions over nested dictionaries of plain arrays.
+
+Shapes: B batch, S source length, T target length, D width, V vocabulary, P prompt vectors, K beams.
+"""
+
+import dataclasses
+import functools
+import math
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from codegen2_jax.models.attention import MASKED, mask_bias
+from codegen2_jax.models.layers import Weight, initialise
+from codegen2_jax.models.t5 import T5, DecoderLayer, T5Config, stack_buckets
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder:
+    """A T5 seen from outside. Hashable and without state, so it can be closed over by any jitted function."""
+
+    config: T5Config
+
+    def init_params(self, key: jax.Array) -> Params:
+        """Float32 parameters, initialised as T5 (factors of mesh-tensorflow, embedding variance 1); jit-able."""
+        return initialise(key, self._boxed)
+
+    def param_axes(self) -> Params:
+        """Same tree as `init_params`, every leaf the tuple of its logical axis names."""
+        is_box = lambda leaf: isinstance(leaf, Weight)  # noqa: E731
+        return jax.tree.map(lambda box: tuple(box.names), self._boxed, is_leaf=is_box)
+
+    @functools.cached_property
+    def param_shapes(self) -> Params:
+        """Same tree as `init_params`, every leaf a jax.ShapeDtypeStruct; costs no memory."""
+        return jax.eval_shape(self.init_params, jax.random.key(0))
+
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.param_shapes))
+
+    def embed(self, params: Params, tokens_BS) -> jax.Array:
+        """Token embeddings x_BSD in the compute dtype."""
+        return self._apply(params, tokens_BS, method="embed")
+
+    def encode(self, params: Params, inputs_BS, inputs_mask_BS, prompt_BPD=None, *, dropout_key=None):
+        """Encoder states and their mask: (encoded_BSD, mask_BS); a prompt comes first and S grows by P."""
+        x_BSD, mask_BS = self.embed(params, inputs_BS), jnp.asarray(inputs_mask_BS, bool)
+        if prompt_BPD is not None:
+            x_BSD = jnp.concatenate([prompt_BPD.astype(x_BSD.dtype), x_BSD], axis=1)
+            mask_BS = jnp.concatenate([jnp.ones(prompt_BPD.shape[:2], bool), mask_BS], axis=1)
+        return self._apply(params, x_BSD, mask_BS, dropout_key, method="encode"), mask_BS
+
+    def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
+        """Teacher-forced float32 logits_BTV of `batch` (inputs_BS, inputs_mask_BS, decoder_inputs_BT)."""
+        inputs = (batch["inputs_BS"], batch["inputs_mask_BS"])
+        encoded_BSD, mask_BS = self.encode(params, *inputs, prompt_BPD, dropout_key=dropout_key)
+        x_BTD = self.embed(params, batch["decoder_inputs_BT"])
+        x_BTD = self._apply(params, x_BTD, encoded_BSD, mask_BS, dropout_key, method="decode")
+        return self._apply(params, x_BTD, method="head")
+
+    def query(self, params: Params, inputs_BS, inputs_mask_BS) -> jax.Array:
+        """query_BD float32: mean of the encoder's states over true tokens, without prompt, dropout or gradient.
+
+        Computed in float32 whatever the compute dtype, so that a stored query equals a recomputed one.
+        """
+        exact = EncoderDecoder(dataclasses.replace(self.config, dtype="float32"))
+        encoded_BSD, mask_BS = exact.encode(params, inputs_BS, inputs_mask_BS)
+        mask_BS1 = mask_BS[..., None].astype(jnp.float32)
+        total_B1 = jnp.maximum(jnp.sum(mask_BS1, axis=1), 1.0)
+        return jax.lax.stop_gradient(jnp.sum(encoded_BSD * mask_BS1, axis=1) / total_B1)
+
+    # ------------------------------------------------------------------------------------------------- decoding
+
+    def start_decoding(self, params: Params, encoded_BSD, mask_BS, *, max_length: int, num_beams: int = 1):
+        """The cache that `decode_step` carries, with room for `max_length` positions of `num_beams` beams per row."""
+        config = self.config
+        B, dtype = encoded_BSD.shape[0], jnp.dtype(config.dtype)
+        slots = jnp.zeros((B, config.num_heads, max_length, num_beams, config.head_dim), dtype)
+        layers = []
+        for weights in self._decoder_layers(params):
+            k, v = DecoderLayer(config).apply({"params": weights}, encoded_BSD.astype(dtype), method="cross_heads")
+            layers.append({"k": slots, "v": slots, "cross_k": k, "cross_v": v})
+        return {"layers": tuple(layers), "cross_bias": mask_bias(mask_BS)}
+
+    def grow_decoding(self, cache, max_length: int):
+        """The same cache with room for `max_length` positions."""
+
+        def grow(layer):
+            extra = ((0, 0), (0, 0), (0, max_length - layer["k"].shape[2]), (0, 0), (0, 0))
+            return {**layer, "k": jnp.pad(layer["k"], extra), "v": jnp.pad(layer["v"], extra)}
+
+        return {**cache, "layers": tuple(grow(layer) for layer in cache["layers"])}
+
+    def decode_step(self, params: Params, cache, tokens_BK, position, ancestry_BKT=None):
+        """float32 logits_BKV of the tokens at `position` (scalar), and the cache with that position written.
+
+        ancestry_BKT[b, k, t] is the beam slot in which row b's beam k finds its own position t < position (its newest
+        token lies in its own slot; later values are ignored). None: beams never change places.
+        """
+        B, K = tokens_BK.shape
+        N, T = cache["layers"][0]["k"].shape[1:3]
+        slot_1K1, time_11T = jnp.arange(K)[None, :, None], jnp.arange(T)[None, None]
+        own_BKT = jnp.broadcast_to(slot_1K1, (B, K, T))
+        if ancestry_BKT is not None:
+            own_BKT = jnp.where(time_11T < position, ancestry_BKT[:, :, :T], own_BKT)
+        own_BKT = jnp.where(time_11T <= position, own_BKT, -1)
+        visible_BKTK = own_BKT[..., None] == jnp.arange(K)[None, None, None]
+        row = stack_buckets(self.config, T, bidirectional=False)[-1][::-1]  # bucket of each distance 0 .. T - 1
+        bias_TN = params["decoder"]["relative_bias"][jnp.asarray(row)[jnp.maximum(position - jnp.arange(T), 0)]]
+        bias_BNKTK = jnp.where(visible_BKTK[:, None], bias_TN.T[None, :, None, :, None], MASKED)
+        inputs = (position, bias_BNKTK.reshape(B, N, K, T * K), cache["cross_bias"])
+        x_BKD = self.embed(params, tokens_BK)
+        layers = []
+        for weights, layer in zip(self._decoder_layers(params), cache["layers"], strict=True):
+            apply = DecoderLayer(self.config).apply
+            x_BKD, layer = apply({"params": weights}, x_BKD, layer, *inputs, method="step")
+            layers.append(layer)
+        x_BKD = self._apply(params, x_BKD, method="final_norm")
+        return self._apply(params, x_BKD, method="head"), {**cache, "layers": tuple(layers)}
+
+    # -------------------------------------------------------------------------------------------------- private
+
+    @functools.cached_property
+    def _boxed(self):
+        """The declaration of every weight: shapes, axis names and standard deviations, no values."""
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        init = T5(self.config).init
+        return jax.eval_shape(init, jax.random.key(0), tokens, tokens == 0, tokens)["params"]
+
+    def _apply(self, params, *args, method):
+        return T5(self.config).apply({"params": params}, *args, method=method)
+
+    def _decoder_layers(self, params):
+        """The stacked decoder layers one by one: a step of a few tokens gains nothing from a scan."""
+        stacked = params["decoder"]["layers"]
+        return [jax.tree.map(itemgetter(i), stacked) for i in range(self.config.num_decoder_layers)]

@@ -1,0 +1,157 @@
+"""Layers every model shares: RMS norm, feed-forward, and noise from a counter hash.
+
+Shapes: B batch, S length, D width, F MLP width. Parameters are float32; the computation runs in the dtype given.
+"""
+
+import math
+import zlib
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+# ------------------------------------------------------------------------------------------------------ hashed noise
+# Threefry takes XLA about a second of compilation per array on CPU and seconds of a training step; this takes neither.
+
+
+def _mix(bits, salt):
+    """Two rounds of xor-shift and multiply: the 'lowbias32' constants of C. Wellons, "Prospecting for Hash Functions".
+
+    The salt enters between the rounds, so two salts never give shifted copies of one sequence.
+    """
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ salt
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+def hash_bits(seed_2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """uint32 noise of `shape`, a pure function of the seed (two uint32 words) and of each element's linear index.
+
+    Elementwise: XLA computes it inside whatever consumes it, on any sharding, and writes nothing of its size to memory.
+    """
+    assert math.prod(shape) <= 2**32, f"the 32-bit counter would repeat within {shape}"
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    return _mix(index * jnp.uint32(0x9E3779B1) + seed_2[0], seed_2[1])  # an odd factor: still one value per element
+
+
+def seeds(key: jax.Array, stream: int, shape: tuple[int, ...]) -> jax.Array:
+    """Seeds for `hash_bits`, uint32[*shape, 2], all different functions of the key; a stream is one use of a key."""
+    words = jax.random.key_data(key).reshape(-1)
+    words_2 = jnp.stack([words[0] ^ jnp.uint32(stream), words[-1]])
+    # Mixed twice: neighbouring keys differ in one bit of one word.
+    return _mix(hash_bits(words_2, (*shape, 2)) + words[-1], words_2[0])
+
+
+def hashed_normal(seed_2: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
+    """float32 normal noise of this standard deviation."""
+    steps = (hash_bits(seed_2, shape) >> 9).astype(jnp.float32)
+    uniform = steps * 2.0**-22 + (2.0**-23 - 1.0)  # symmetric and inside (-1, 1)
+    return jax.lax.erf_inv(uniform) * (std * 2.0**0.5)
+
+
+# ---------------------------------------------------------------------------------------------------------- dropout
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _masked_scale(x, seed_2, rate):
+    keep = hash_bits(seed_2, x.shape) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def _masked_scale_forward(x, seed_2, rate):
+    return _masked_scale(x, seed_2, rate), seed_2
+
+
+def _masked_scale_backward(rate, seed_2, gradient):
+    # The mask is made again from its seed: storing it would cost more than the few operations.
+    return _masked_scale(gradient, seed_2, rate), None
+
+
+_masked_scale.defvjp(_masked_scale_forward, _masked_scale_backward)
+
+
+def dropout(x: jax.Array, seed_2: jax.Array | None, rate: float) -> jax.Array:
+    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); no seed means no dropout."""
+    if seed_2 is None or rate == 0.0:
+        return x
+    return _masked_scale(x, seed_2, rate)
+
+
+def site(seeds_S2: jax.Array | None, index: int) -> jax.Array | None:
+    """The seed of one dropout site of a layer, or None where there is no dropout."""
+    return None if seeds_S2 is None else seeds_S2[index]
+
+
+# ----------------------------------------------------------------------------------------------------------- modules
+
+
+class Weight(nn.LogicallyPartitioned):
+    """A declared parameter: its logical axis names, and the standard deviation to draw it with (None: ones)."""
+
+    std: float | None = flax.struct.field(default=None, pytree_node=False)
+
+
+def weight(std: float | None, axes: tuple[str, ...]):
+    """Declare a weight: Linen learns its shape here; `initialise` draws the values, without threefry."""
+
+    def declare(key, shape, dtype):
+        return Weight(jnp.zeros(shape, dtype), names=axes, std=std)
+
+    return declare
+
+
+def initialise(key: jax.Array, boxed) -> dict:
+    """Values for a tree of `Weight`, each a function of the key and of its own path."""
+
+    def draw(path, box):
+        if box.std is None:
+            return jnp.ones(box.value.shape, box.value.dtype)
+        stream = zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+        return hashed_normal(seeds(key, stream, ()), box.value.shape, box.std)
+
+    return jax.tree.map_with_path(draw, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale: no mean, no bias, statistics in float32 (Zhang and Sennrich 2019)."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BSD):
+        scale_D = self.param("scale", weight(None, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
+        x = x_BSD.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+
+class FeedForward(nn.Module):
+    """wo(relu(wi x)), or wo(gelu_tanh(wi x) * (wi_linear x)) when gated (Shazeer 2020)."""
+
+    mlp_dim: int
+    gated: bool
+    dropout_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BSD, seed_2=None):
+        width = x_BSD.shape[-1]
+        wi_DF = self.param("wi", weight(width**-0.5, ("embed", "mlp")), (width, self.mlp_dim), jnp.float32)
+        wo_FD = self.param("wo", weight(self.mlp_dim**-0.5, ("mlp", "embed")), (self.mlp_dim, width), jnp.float32)
+        hidden_BSF = jnp.einsum("bsd,df->bsf", x_BSD, wi_DF.astype(self.dtype))
+        if self.gated:
+            shape, axes = (width, self.mlp_dim), ("embed", "mlp")
+            linear_DF = self.param("wi_linear", weight(width**-0.5, axes), shape, jnp.float32)
+            gate_BSF = jnp.einsum("bsd,df->bsf", x_BSD, linear_DF.astype(self.dtype))
+            hidden_BSF = nn.gelu(hidden_BSF, approximate=True) * gate_BSF
+        else:
+            hidden_BSF = nn.relu(hidden_BSF)
+        hidden_BSF = dropout(hidden_BSF, seed_2, self.dropout_rate)
+        return jnp.einsum("bsf,fd->bsd", hidden_BSF, wo_FD.astype(self.dtype))

@@ -1,0 +1,1 @@
+"""Soft prompts, the prompt pool, and who owns which prompt."""

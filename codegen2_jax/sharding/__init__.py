@@ -1,0 +1,1 @@
+"""The mesh, the axis table, and the shardings of a state."""

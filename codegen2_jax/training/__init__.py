@@ -1,0 +1,1 @@
+"""One pure step, the loop around it, optimizers, checkpoints, tracking."""

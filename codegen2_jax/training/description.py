@@ -1,0 +1,67 @@
+"""What a run would take, without running it: parameters, memory and FLOPs of one lowered step."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from codegen2_jax.training.step import TrainState, merge_params
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def model_flops(params_shapes: Any, batch: dict, *, prompt_tokens: int, backbone_trains: bool) -> float:
+    """Multiply-adds of one step as 2 FLOPs each, attention scores left out.
+
+    2 N FLOPs a token forward; backward costs the same for activations and, where weights train, once more for them
+    (Kaplan et al. 2020, section 2.1). Encoder weights count per source token, decoder and head per target token.
+    """
+    batch_size, source = batch["inputs_BS"].shape
+    target = batch["targets_BT"].shape[1]
+    encoder, decoder = _count(params_shapes["encoder"]), _count(params_shapes["decoder"])
+    head = _count(params_shapes.get("head", params_shapes["embedding"]))
+    cross = sum(_count(params_shapes["decoder"]["layers"]["cross_attention"][name]) for name in ("k", "v"))
+    tokens = batch_size * (source + prompt_tokens)
+    forward = 2.0 * (tokens * (encoder + cross) + batch_size * target * (decoder - cross + head))
+    return forward * (3 if backbone_trains else 2)
+
+
+def describe_step(
+    train_step: Any, state_shapes: TrainState, batch: dict, *, prompt_tokens: int = 0, note: str = ""
+) -> dict[str, float]:
+    """Lowers and compiles one step for the shapes of `batch`, prints what it takes, and returns the numbers.
+
+    Memory is the compiled program's: arguments (state and batch), temporaries, output. FLOPs are the model's formula
+    (`model_flops`); the compiler's own count sees a loop over layers once and would be far too low.
+    """
+    shapes = {name: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype) for name, value in batch.items()}
+    memory = train_step.lower(state_shapes, shapes).compile().memory_analysis()
+    model = merge_params(state_shapes.trainable, state_shapes.frozen)["model"]
+    numbers = {
+        "parameters": _count((state_shapes.trainable, state_shapes.frozen)),
+        "trainable_parameters": _count(state_shapes.trainable),
+        "optimizer_bytes": _bytes(state_shapes.opt_state),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "flops_per_step": model_flops(
+            model, batch, prompt_tokens=prompt_tokens, backbone_trains="model" in state_shapes.trainable
+        ),
+    }
+    source, target = np.shape(batch["inputs_BS"]), np.shape(batch["targets_BT"])
+    print(f"devices             {jax.device_count()} x {jax.devices()[0].device_kind}")
+    print(f"batch               {source[0]} x ({prompt_tokens} prompt + {source[1]} source), {target[1]} target tokens")
+    print(f"parameters          {numbers['parameters']:,} ({numbers['trainable_parameters']:,} trained)")
+    for name in ("argument", "temporary", "output", "optimizer"):
+        print(f"{name + ' memory':<20}{numbers[name + '_bytes'] / 2**20:,.1f} MiB")
+    print(f"FLOPs per step      {numbers['flops_per_step']:.3e} (model formula, without attention scores)")
+    if note:
+        print(note)
+    return numbers

@@ -1,0 +1,61 @@
+"""Ending a run politely: a signal asks, the loop answers at the next step boundary."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignal:
+    """While entered, SIGTERM and SIGINT (Ctrl-C) set a flag instead of ending the process.
+
+    The handler does nothing else: saving from inside it could interrupt a save. A second signal ends the process at
+    once with code 128 + its number, for a user who does not want to wait. Outside the main thread, where Python
+    allows no handlers, only `request()` sets the flag.
+
+        with StopSignal() as stop:
+            for step in steps:
+                ...
+                if stop.requested:
+                    save(); break
+    """
+
+    def __init__(self):
+        self._received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run should save and end."""
+        return self._received is not None
+
+    @property
+    def name(self) -> str:
+        """What asked, for the log: "SIGTERM", "SIGINT", "request" or ""."""
+        if self._received is None:
+            return ""
+        return signal.Signals(self._received).name if self._received else "request"
+
+    def request(self) -> None:
+        """Asks from inside the program, as a signal would."""
+        if self._received is None:
+            self._received = 0
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            os._exit(128 + number)
+        self._received = number
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,136 @@
+"""A whole run through its door: it ends with its scores, it says when it is finished, and a SIGKILL changes nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("seqio", reason="caching the tasks needs the extra 'seqio'")
+
+RUN = ("--gin_file=streams/tiny_ci.gin", "--gin_file=models/tiny_t5.gin", "--gin.TOP_K=2", "--gin.EVAL_EXAMPLES=4")
+TIMES = ("wall_seconds",)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One cache of data and one of compiled programs for all runs of this file: a child process is dear."""
+    folder = tmp_path_factory.mktemp("caches")
+    checkout = str(Path(__file__).resolve().parents[2])
+    return os.environ | {
+        "PYTHONPATH": checkout,
+        "CODEGEN2_JAX_CACHE": str(folder / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+        "CODEGEN2_JAX_KEEP_ALLOCATOR": "1",
+    }
+
+
+def command(method, directory, *more):
+    return [sys.executable, "-m", "codegen2_jax.train", f"--gin_file={method}.gin", *RUN, f"--model_dir={directory}", *more]
+
+
+def run(method, directory, environment, *more):
+    return subprocess.run(command(method, directory, *more), env=environment, capture_output=True, text=True)
+
+
+def scores(directory):
+    record = json.loads((directory / "scores.json").read_text())
+    for name in TIMES:
+        del record["cost"][name]
+    return record
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, environment):
+    directory = tmp_path_factory.mktemp("unbroken")
+    done = run("pp_tf", directory, environment)
+    assert done.returncode == 0, done.stderr
+    return directory, done.stdout
+
+
+def test_a_run_ends_with_its_table_and_scores(unbroken):
+    directory, output = unbroken
+    record = scores(directory)
+    assert record["complete"] and record["stream"] == ["tiny_copy", "tiny_reverse", "tiny_upper"]
+    for split in ("valid", "test"):
+        for metric in ("bleu", "exact_match"):
+            matrix = record["splits"][split][metric]
+            assert len(matrix) == 4 and all(None not in row and len(row) == 3 for row in matrix)
+            assert len(record["baselines"]["copy"][split][metric]) == 3
+    assert record["baselines"]["copy"]["test"]["exact_match"][0] == 100.0  # copying solves the first task
+    assert record["summary"]["valid"].keys() >= {"forget_paper_bleu", "average_bleu", "fwt_exact_match"}
+    assert len(record["diagnostics"]["own_key_recall"]) == 3
+    assert "after 3 tiny_upper" in output and "copy" in output
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert any("valid_loss" in line for line in lines) and any("grad_norm" in line for line in lines)
+
+
+def test_the_same_command_says_that_the_run_is_finished(unbroken, environment):
+    directory, _ = unbroken
+    before = (directory / "scores.json").read_bytes()
+    done = run("pp_tf", directory, environment)
+    assert done.returncode == 0 and "is finished" in done.stdout and "after 3 tiny_upper" in done.stdout
+    assert (directory / "scores.json").read_bytes() == before
+
+
+def test_another_configuration_in_the_same_directory_is_refused(unbroken, environment):
+    directory, _ = unbroken
+    done = run("pp_tf", directory, environment, "--gin.SEED=3")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "another configuration" in done.stderr and "SEED" in done.stderr
+
+
+def test_sigkill_anywhere_changes_no_score(unbroken, tmp_path, environment):
+    directory, _ = unbroken
+    rng, kills = random.Random(0), 0
+    while kills < 3:
+        process = subprocess.Popen(command("pp_tf", tmp_path), env=environment, stdout=subprocess.DEVNULL)
+        # Not before the run directory shows life, so that the kills land in training, scoring and saving.
+        deadline = time.monotonic() + 120
+        marks = len(list(tmp_path.glob("checkpoints/*")))
+        while process.poll() is None and len(list(tmp_path.glob("checkpoints/*"))) <= marks and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 3))
+        if process.poll() is not None:
+            break  # it finished before the blow
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    done = run("pp_tf", tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    assert kills >= 1 and scores(tmp_path) == scores(directory)
+
+
+def test_sigterm_saves_and_says_how_to_continue(tmp_path, environment):
+    process = subprocess.Popen(
+        command("pp_tf", tmp_path, "--gin.STEPS_PER_TASK=5000"),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "the same command continues" in errors
+    assert any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("method", ["pp", "task_prompts", "finetune", "individual"])
+def test_every_method_runs(method, tmp_path, environment):
+    done = run(method, tmp_path, environment, "--gin.STEPS_PER_TASK=2")
+    assert done.returncode == 0, done.stderr
+    record = scores(tmp_path)
+    assert record["complete"] and record["method"] == method
+    sequential = method != "individual"
+    assert (record["splits"]["test"]["bleu"][1][1] is not None) == sequential  # an individual model has no other row

@@ -1,0 +1,103 @@
+"""Every shipped gin file opens with its header, and the command in the header builds what it says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import gin
+import pytest
+
+from codegen2_jax import cli
+
+FILES = [path.relative_to(cli.PACKAGED).as_posix() for path in sorted(cli.PACKAGED.rglob("*.gin"))]
+# The macros that every run file answers to.
+MACROS = {"MODEL_DIR", "SEED", "STREAM", "STEPS_PER_TASK", "EVAL_EXAMPLES", "BATCH_SIZE", "TOP_K", "POOL_PRESET"}
+MACROS |= {"INIT_FROM", "CODETASK_CL_DIR"}
+RUN_FIELDS = ["Run", "Expect", "Required", "Often changed"]
+
+
+def header(name: str) -> list[str]:
+    """The comment lines that a file opens with, without their marks."""
+    lines = (cli.PACKAGED / name).read_text(encoding="utf-8").splitlines()
+    count = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return [line.removeprefix("#").strip() for line in lines[:count]]
+
+
+def fields(name: str) -> dict[str, str]:
+    """The `Field: text` lines of a header, in their order."""
+    matches = (re.fullmatch(rf"({'|'.join(RUN_FIELDS)}): +(.*)", line) for line in header(name))
+    return {match[1]: match[2] for match in matches if match}
+
+
+def options(command: str, monkeypatch) -> cli.Options:
+    """The options of a command as a header writes it, its environment set."""
+    words = shlex.split(command)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        monkeypatch.setenv(*words.pop(0).split("=", 1))
+    assert words[:3] == ["python", "-m", "codegen2_jax.train"], command
+    return cli.parse_flags(words[2:], "")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A directory without gin files, and no configuration left behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CODETASK_CL_DIR", raising=False)
+    yield
+    gin.clear_config()
+
+
+def test_there_are_files():
+    assert {"common.gin", "pp_tf.gin"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_opens_with_its_header(name):
+    lines, found = header(name), fields(name)
+    assert lines and len(lines[0]) > 20, f"{name} does not begin with what it is."
+    if name in cli.run_files():
+        assert list(found) == RUN_FIELDS
+        assert found["Run"] == f"python -m codegen2_jax.train --gin_file={name}"
+    else:
+        title = " ".join(lines).split("Run:")[0]
+        assert "fragment" in title, f"{name}: no command of its own in the header, and no word 'fragment'."
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_command_of_a_header_builds_what_it_says(name, monkeypatch, capsys):
+    command = fields(name).get("Run", f"python -m codegen2_jax.train --gin_file=pp_tf.gin --gin_file={name}")
+    parsed = options(command, monkeypatch)
+    config = cli.read(parsed)
+    job, text = cli.build(config, parsed)
+    assert callable(job.run) and callable(job.dry_run)
+    assert name in {source.name for source in config.sources}, f"the command of {name} does not read it."
+    assert capsys.readouterr().err == "", "a shipped command warns"
+    assert text == gin.operative_config_str()
+
+
+@pytest.mark.parametrize("name", cli.run_files())
+def test_a_run_file_answers_to_the_common_macros(name):
+    parsed = cli.parse_flags(["train", f"--gin_file={name}"], "")
+    config = cli.read(parsed)
+    assert MACROS <= set(config.macros)
+    often = set(re.findall(r"[A-Z][A-Z_]+", fields(name)["Often changed"]))
+    assert often <= set(config.macros), "the header names macros that do not exist"
+    for macro in sorted(often - {"MODEL_DIR"}):
+        value = config.macros[macro].value
+        again = cli.parse_flags(["train", f"--gin_file={name}", f"--gin.{macro}={cli.bindings.literal(value)}"], "")
+        changed = cli.read(again)
+        targets = cli.bindings.resolve(changed)
+        assert macro in cli.bindings.check_bindings(changed, targets).macros, f"{macro} has no effect in {name}."
+
+
+def test_only_common_gin_defines_what_nothing_uses():
+    """Elsewhere a macro that no value mentions is a misspelt one."""
+    for name in cli.run_files():
+        config = cli.read(cli.parse_flags(["train", f"--gin_file={name}"], ""))
+        for macro, sources in config.defined_in.items():
+            if macro != "JOB" and macro not in config.used_in:
+                assert "common.gin" in {source.name for source in sources}, f"{macro} in {name}"
+
+
+def test_gin_files_are_found_beside_the_package():
+    assert Path(cli.__file__).resolve().parent.parent == cli.PACKAGED.parent
