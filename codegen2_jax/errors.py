@@ -22,6 +22,12 @@ class NonFiniteError(RuntimeError):
     exit_code = 4
 
 
+class StorageError(RuntimeError):
+    """There is no room for a checkpoint, or the file system refused it. Older steps are untouched."""
+
+    exit_code = 6
+
+
 class PreemptedError(RuntimeError):
     """A signal ended the run after its state was saved; the same command continues it."""
 

@@ -1,10 +1,8 @@
 """The one result file of a run, scores.json, and what is shown of it."""
 
-import difflib
 import hashlib
 import importlib.metadata
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,37 +14,9 @@ from codegen2_jax import __version__
 from codegen2_jax.continual import diagnostics, scoring
 from codegen2_jax.continual.scores import Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
-from codegen2_jax.errors import UserError
 from codegen2_jax.training.step import TrainState
 
-CONFIG_FILE, SCORES_FILE = "config.gin", "scores.json"
-
-
-def _comparable(config_text: str) -> list[str]:
-    """The lines that decide results: not comments, and not where the run lies."""
-    lines = [line.rstrip() for line in config_text.splitlines()]
-    return [line for line in lines if line and not line.startswith("#") and not re.match(r"MODEL_DIR\s*=", line)]
-
-
-def check_config(directory: Path, config_text: str) -> str:
-    """Writes config.gin on the first start, compares with it on the next; returns the digest of the configuration.
-
-    Raises UserError with the difference when the directory belongs to another configuration.
-    """
-    new = _comparable(config_text)
-    path = directory / CONFIG_FILE
-    if path.exists():
-        old = _comparable(path.read_text())
-        if old != new:
-            changed = [line for line in difflib.unified_diff(old, new, lineterm="", n=0) if line[:1] in "+-"][2:]
-            raise UserError(
-                f"{directory} holds a run of another configuration ({'; '.join(changed)}); "
-                "choose another MODEL_DIR, or delete that directory to start over."
-            )
-    elif jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_text)
-    return hashlib.sha256("\n".join(new).encode()).hexdigest()
+SCORES_FILE = "scores.json"
 
 
 def finished(directory: Path, digest: str) -> dict | None:

@@ -18,6 +18,7 @@ from codegen2_jax.continual import results, scoring
 from codegen2_jax.continual.setup import Setup, is_cached
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding, mean_loss
+from codegen2_jax.training import run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.initialisation import ModelSource
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
@@ -93,7 +94,8 @@ class ContinualLearning:
     def run(self, *, config_text: str) -> None:
         """Learns the stream from wherever the run directory stands."""
         directory = Path(self.model_dir)
-        digest = results.check_config(directory, config_text)
+        run_directory.check_config(directory, config_text)
+        digest = run_directory.config_digest(config_text)
         with Tracker(directory, process_index=jax.process_index()) as tracker:
             finished = results.finished(directory, digest)
             if finished is not None:
@@ -123,9 +125,10 @@ class _Run:
     """One walk along the stream. What decides the next step is in `state` and `meta`; the checkpoint holds both."""
 
     def __init__(self, config, directory, digest, config_text, tracker, checkpoints, stop):
-        self.config, self.directory, self.digest, self.config_text = config, directory, digest, config_text
+        self.config, self.directory, self.digest = config, directory, digest
         self.tracker, self.checkpoints, self.stop = tracker, checkpoints, stop
         self.setup = Setup(config, directory)
+        run_directory.write_config(directory, config_text)
         self.num_tasks = len(self.setup.tasks)
         self.clock = Clock()
         self.began = time.time()

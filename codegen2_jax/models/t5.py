@@ -20,6 +20,10 @@ DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full")
 
 
+# What decides the shapes of the weights.
+SIZES = ("vocab_size", "d_model", "d_ff", "num_encoder_layers", "num_decoder_layers", "num_heads", "head_dim")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
     """Shape of a T5. `dtype` is the dtype of the computation; parameters are always float32."""
@@ -46,10 +50,9 @@ class T5Config:
     remat: str = "none"  # "full": forget a layer's activations and compute them again in the backward pass
 
     def __post_init__(self):
-        sizes = ("vocab_size", "d_model", "d_ff", "num_encoder_layers", "num_decoder_layers", "num_heads", "head_dim")
-        for name in sizes:
+        for name in SIZES:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"T5Config.{name}={getattr(self, name)!r} must be an integer from 1; give the real size.")
+                raise UserError(f"T5Config.{name}={getattr(self, name)!r} is no integer from 1; give the real size.")
         for name, choices in (("feed_forward", FEED_FORWARDS), ("dtype", DTYPES), ("remat", REMATS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"T5Config.{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")

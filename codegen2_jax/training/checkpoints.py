@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from codegen2_jax.errors import NoValidCheckpointError, UserError
+from codegen2_jax.errors import NoValidCheckpointError, StorageError, UserError
 from codegen2_jax.training import manifests
 
 _STEP = re.compile(r"0|[1-9]\d*")
@@ -35,12 +35,6 @@ _SPARE_BYTES = 16 * 2**20  # for metadata, and so that the log after a save stil
 _SETTLE_SECONDS = 0.1  # for the reads still under way when one has failed
 
 log = logging.getLogger(__name__)
-
-
-class StorageError(RuntimeError):
-    """There is no room for a checkpoint, or the file system refused it. Older steps are untouched."""
-
-    exit_code = 6
 
 
 class _Damaged(Exception):

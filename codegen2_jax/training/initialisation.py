@@ -16,7 +16,7 @@ from codegen2_jax.data.vocabulary import Vocabulary
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.models.language_models import EncoderDecoder
-from codegen2_jax.models.t5 import T5Config
+from codegen2_jax.models.t5 import SIZES, T5Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class ModelSource:
 
     Attributes:
       init_from: "nano_t5" (shipped), a directory in Hugging Face's layout, a Hub name, or "random".
-      config: the architecture; required for "random", forbidden otherwise (config.json tells it).
+      config: the architecture; required for "random"; otherwise it must agree with config.json where it is given.
       vocabulary: directory of the tokenizer's files; None: the directory of the weights.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
       dropout_rate: 0 to below 1. None keeps what config.json says; the shipped run files give 0.
@@ -63,6 +63,18 @@ class ModelSource:
             changes["dropout_rate"] = self.dropout_rate
         return dataclasses.replace(config, **changes)
 
+    def _check_architecture(self, found: T5Config, directory: Path) -> None:
+        """A configuration given beside weights must be theirs; what only changes the computation may differ."""
+        if self.config is None:
+            return
+        given, stored = dataclasses.asdict(self.config), dataclasses.asdict(found)
+        for name in SIZES:
+            if given[name] != stored[name]:
+                raise UserError(
+                    f"{name}={given[name]} in the configuration, {stored[name]} in {directory}/config.json; "
+                    "leave the configuration out, or set INIT_FROM='random'."
+                )
+
     def load(self) -> LoadedModel:
         """Reads what there is to read; the weights stay on the host."""
         if self.init_from == "random":
@@ -71,6 +83,7 @@ class ModelSource:
         else:
             weights = huggingface.resolve_directory(self.init_from)
             config, params = huggingface.load_t5(weights)
+            self._check_architecture(config, weights)
             config, digest = self._configured(config), weights_digest(weights)
             directory = huggingface.resolve_directory(self.vocabulary) if self.vocabulary else weights
         vocabulary = Vocabulary.from_directory(directory)

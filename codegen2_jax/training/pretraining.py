@@ -19,7 +19,7 @@ from codegen2_jax.data import cache, loader, objectives
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation, losses
+from codegen2_jax.training import initialisation, losses, run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
 from codegen2_jax.training.signals import StopSignal
@@ -102,13 +102,14 @@ class Pretraining:
 
     def run(self, *, config_text: str) -> None:
         directory = Path(self.model_dir)
+        run_directory.check_config(directory, config_text)
         runtime = _Runtime(self)
+        run_directory.write_config(directory, config_text)
         with (
             Tracker(directory, process_index=jax.process_index()) as tracker,
             Checkpointer(directory / "checkpoints") as checkpoints,
             StopSignal() as stop,
         ):
-            (directory / "config.gin").write_text(config_text)
             state, step, iterator, meta = runtime.restore(checkpoints)
             tracker.resume(step)
             tracker.message(

@@ -32,12 +32,26 @@ def environment(tmp_path_factory):
     }
 
 
+def arguments(method, directory, *more):
+    return [f"--gin_file={method}.gin", *RUN, f"--model_dir={directory}", *more]
+
+
 def command(method, directory, *more):
-    return [sys.executable, "-m", "codegen2_jax.train", f"--gin_file={method}.gin", *RUN, f"--model_dir={directory}", *more]
+    return [sys.executable, "-m", "codegen2_jax.train", *arguments(method, directory, *more)]
 
 
 def run(method, directory, environment, *more):
     return subprocess.run(command(method, directory, *more), env=environment, capture_output=True, text=True)
+
+
+# The door's own main, and what it left imported.
+AND_LIST_MODULES = """
+import sys
+from codegen2_jax import train
+code = train.main(["train", *sys.argv[1:]])
+print("MODULES", *sorted(name for name in sys.modules if "." not in name))
+sys.exit(code)
+"""
 
 
 def scores(directory):
@@ -50,7 +64,8 @@ def scores(directory):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, environment):
     directory = tmp_path_factory.mktemp("unbroken")
-    done = run("pp_tf", directory, environment)
+    line = [sys.executable, "-c", AND_LIST_MODULES, *arguments("pp_tf", directory)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return directory, done.stdout
 
@@ -72,6 +87,13 @@ def test_a_run_ends_with_its_table_and_scores(unbroken):
     assert any("valid_loss" in line for line in lines) and any("grad_norm" in line for line in lines)
 
 
+def test_a_process_that_trains_imports_neither_tensorflow_nor_seqio_nor_torch(unbroken):
+    _, output = unbroken
+    modules = next(line for line in output.splitlines() if line.startswith("MODULES")).split()
+    assert {"jax", "grain"} <= set(modules)
+    assert not set(modules) & {"tensorflow", "seqio", "tensorflow_datasets", "torch", "transformers"}
+
+
 def test_the_same_command_says_that_the_run_is_finished(unbroken, environment):
     directory, _ = unbroken
     before = (directory / "scores.json").read_bytes()
@@ -87,15 +109,18 @@ def test_another_configuration_in_the_same_directory_is_refused(unbroken, enviro
     assert "another configuration" in done.stderr and "SEED" in done.stderr
 
 
+def saved(directory):
+    return sorted(path.name for path in directory.glob("checkpoints/*"))
+
+
 def test_sigkill_anywhere_changes_no_score(unbroken, tmp_path, environment):
     directory, _ = unbroken
     rng, kills = random.Random(0), 0
     while kills < 3:
         process = subprocess.Popen(command("pp_tf", tmp_path), env=environment, stdout=subprocess.DEVNULL)
         # Not before the run directory shows life, so that the kills land in training, scoring and saving.
-        deadline = time.monotonic() + 120
-        marks = len(list(tmp_path.glob("checkpoints/*")))
-        while process.poll() is None and len(list(tmp_path.glob("checkpoints/*"))) <= marks and time.monotonic() < deadline:
+        marks = saved(tmp_path)
+        while process.poll() is None and saved(tmp_path) == marks:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 3))
         if process.poll() is not None:

@@ -6,16 +6,22 @@ import textwrap
 
 import pytest
 
-from codegen2_jax.data import python_corpus, pytask_cl
+from codegen2_jax.data import pytask_cl, python_corpus
 from codegen2_jax.data.python_corpus import gather, is_permissive, licence_of, windows
 from codegen2_jax.data.sources import SourceFile, split_of, standard_library
 
-FILLER = "\n\ndef filler_{0}(value):\n    total = value * {0}\n    print(total, 'some words of filler')\n    return total\n" * 3
+FILLER = """
+
+def filler_{0}(value):
+    total = value * {0}
+    print(total, 'some words of filler')
+    return total
+"""
 HELD_OUT_FUNCTION = "def secret(value):\n    total = value + 41\n    print(total)\n    return total // 3\n"
 
 
 def module(number, text=""):
-    return text + FILLER.replace("{0}", str(number))
+    return text + 3 * FILLER.replace("{0}", str(number))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,7 @@ def world(tmp_path_factory):
     library = {name: module(number) for number, name in enumerate(train[:3])}
     library[test[0]] = module(900, HELD_OUT_FUNCTION)
     library["tkinter/widget.py"] = module(901)
-    renamed = HELD_OUT_FUNCTION.replace("secret", "other").replace("value)", "value: int)  # copied")
+    renamed = HELD_OUT_FUNCTION.replace("secret", "other").replace("value):", "value: int):  # copied")
     files = {
         "good/a.py": module(1001),
         "good/b.py": module(1002),
@@ -71,7 +77,7 @@ def test_nothing_of_a_held_out_file_is_in_the_corpus(world, corpus):
     assert not any("41" in file.text for file in corpus.files)
     assert corpus.left_out["good/leak.py"].endswith("valid or test files: other@1")
     assert corpus.left_out["good/same_file.py"] == python_corpus.HELD_OUT == corpus.left_out[f"cpython/{world[2]}"]
-    assert {"good/a.py", "good/b.py", "cpython/tkinter/widget.py"} <= paths
+    assert {"good/b.py", "cpython/tkinter/widget.py"} <= paths
 
 
 @pytest.mark.parametrize(
@@ -84,9 +90,8 @@ def test_nothing_of_a_held_out_file_is_in_the_corpus(world, corpus):
 def test_what_is_left_out_says_why(corpus, path, reason):
     found = corpus.left_out
     if reason.startswith("the same"):  # which of the two stays is decided by a hash
-        assert found.get(path, found.get("good/a.py")) in ("the same as good/a.py", "the same as good/copy.py")
-    else:
-        assert reason in found[path]
+        path, reason = (path, reason) if path in found else ("good/a.py", "the same as good/copy.py")
+    assert reason in found[path]
     assert path not in {file.path for file in corpus.files}
 
 
@@ -164,13 +169,14 @@ def test_windows_hold_the_file_in_order():
                 return os.path.split(self.left)
         '''
     ).strip()
-    pieces = list(windows(text * 5, max_characters=150, min_characters=20))
-    assert all(20 <= len(piece) <= 150 for piece in pieces) and len(pieces) > 10
+    text = "\n\n\n".join([text] * 5)
+    pieces = list(windows(text, max_characters=150, min_characters=20))
+    assert all(20 <= len(piece) <= 150 for piece in pieces) and len(pieces) >= 8
     assert "def second(self):\n    return os.path.split(self.left)" in "\n".join(pieces)
     # Nothing is lost but indentation and blank lines, as long as no piece is too short to keep.
     kept = [line.strip() for piece in pieces for line in piece.split("\n") if line.strip()]
-    whole = [line.strip() for line in (text * 5).split("\n") if line.strip()]
-    assert [line for line in whole if line in kept] == [line for line in kept if line in whole] and len(kept) > 40
+    whole = [line.strip() for line in text.split("\n") if line.strip()]
+    assert [line for line in whole if line in kept] == [line for line in kept if line in whole] and len(kept) > 30
     assert list(windows("x = 1\n" + "y" * 200, max_characters=100, min_characters=2)) == ["x = 1"]
 
 

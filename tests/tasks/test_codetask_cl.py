@@ -186,7 +186,7 @@ def test_the_real_files(task):
         read = codetask_cl.read_split(task, split, SHARED)
         assert (read.rows, len(read.examples), len(read.rejected)) == (rows, rows, 0)
         assert read.has_targets
-        assert os.path.commonpath(read.digests) .startswith(str(SHARED))
+        assert os.path.commonpath(read.digests).startswith(str(SHARED))
 
 
 @needs_data

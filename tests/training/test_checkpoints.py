@@ -16,9 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from codegen2_jax.errors import NoValidCheckpointError, UserError
+from codegen2_jax.errors import NoValidCheckpointError, StorageError, UserError
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training.checkpoints import Checkpointer, StorageError
+from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.manifests import leaf_digest
 
 # What a failed read of Orbax leaves behind may end in any later test, as a complaint that an event loop is closed.
@@ -369,7 +369,8 @@ def test_sigkill_during_saves_leaves_a_valid_newest_step(tmp_path):
 FILE_LIMIT = """
 import resource, signal, sys
 import numpy as np
-from codegen2_jax.training.checkpoints import Checkpointer, StorageError
+from codegen2_jax.errors import StorageError
+from codegen2_jax.training.checkpoints import Checkpointer
 checkpoints = Checkpointer(sys.argv[1])
 noise = np.random.default_rng(0).normal(size=(300, 300))
 checkpoints.save(1, {"w": noise}, {})

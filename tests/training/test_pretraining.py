@@ -1,0 +1,85 @@
+"""Pretraining: it learns, it exports a model that loads, and going on from a checkpoint changes nothing."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen2_jax.errors import UserError
+from codegen2_jax.interop import huggingface
+from codegen2_jax.models.t5 import T5Config
+from codegen2_jax.training.initialisation import ModelSource
+from codegen2_jax.training.optimizers import AdamW
+from codegen2_jax.training.pretraining import Objective, Pretraining
+
+pytest.importorskip("seqio", reason="caching the tasks needs the extra 'seqio'")
+
+TINY = T5Config(
+    vocab_size=6000, d_model=16, d_ff=32, num_encoder_layers=1, num_decoder_layers=1, num_heads=2, head_dim=8
+)
+SHORT = {"max_source": 32, "max_target": 32}
+OBJECTIVES = (
+    Objective(name="denoise", kind="denoising", task="toy_windows", rate=2.0, noise=(0.1, 0.3), **SHORT),
+    Objective(name="spans", kind="span_corruption", task="toy_windows", rate=1.0, noise=0.2, **SHORT),
+    Objective(name="text_to_code", kind="text_to_code", task="toy_pairs", rate=1.0, **SHORT),
+)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretraining")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the child imports toy_pretraining_tasks from here
+    yield Pretraining(
+        model_dir=str(folder / "run"),
+        source=ModelSource(init_from="random", vocabulary="nano_t5", config=TINY),
+        objectives=OBJECTIVES,
+        optimizer=AdamW(learning_rate=2e-2, schedule="cosine", warmup_steps=2, scale_by_rms=True),
+        num_steps=12,
+        batch_size=8,
+        seed=0,
+        cache_dir=str(folder / "cache"),
+        task_modules=("toy_pretraining_tasks",),
+        evaluate_every=6,
+        evaluation_batches=1,
+        save_every=6,
+        export_dtype="float32",
+    )
+    sys.path.pop(0)
+
+
+@pytest.fixture(scope="module")
+def finished(job):
+    job.run(config_text="")
+    return Path(job.model_dir)
+
+
+def test_the_export_loads_and_names_what_it_was_made_of(finished, job):
+    config, params = huggingface.load_t5(finished / "export")
+    assert (config.d_model, config.vocab_size) == (16, 6000)
+    assert np.isfinite(params["embedding"]).all()
+    card = json.loads((finished / "export" / "pretraining.json").read_text())
+    assert card["steps"] == 12 and set(card["valid_losses_nats_per_token"]) == {o.name for o in OBJECTIVES}
+    assert dataclasses.replace(job.source, init_from=str(finished / "export"), config=None, vocabulary=None).load()
+
+
+def test_the_loss_falls(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    denoise = [line["denoise"] for line in lines if "denoise" in line]
+    assert len(denoise) == 2 and denoise[1] < denoise[0]
+
+
+def test_going_on_from_a_checkpoint_gives_the_same_weights_byte_for_byte(finished, job, tmp_path):
+    shutil.copytree(finished / "checkpoints" / "6", tmp_path / "checkpoints" / "6")
+    dataclasses.replace(job, model_dir=str(tmp_path)).run(config_text="")
+    names = [path / "export" / "model.safetensors" for path in (finished, tmp_path)]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_an_unknown_objective_is_refused(job):
+    wrong = dataclasses.replace(OBJECTIVES[0], kind="masking")
+    with pytest.raises(UserError, match="'masking' is unknown"):
+        dataclasses.replace(job, objectives=(wrong,)).run(config_text="")
