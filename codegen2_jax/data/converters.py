@@ -3,7 +3,7 @@
 Letters: B batch, S source length, T target length, N records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -24,6 +24,11 @@ def shape_cost(shape: Shape) -> int:
     return shape[0] + 2 * shape[1]
 
 
+def in_order(shapes: Iterable[Shape]) -> list[Shape]:
+    """Cheapest first; of two that cost the same, the one with the shorter source."""
+    return sorted(shapes, key=lambda shape: (shape_cost(shape), shape))
+
+
 def choose_shapes(source_lengths_N: np.ndarray, target_lengths_N: np.ndarray, *, count: int) -> list[Shape]:
     """At most `count` shapes, cheapest first, the last holding every record; few, because each is compiled once.
 
@@ -36,7 +41,7 @@ def choose_shapes(source_lengths_N: np.ndarray, target_lengths_N: np.ndarray, *,
     for lengths_N, multiple in ((source_lengths_N, SOURCE_MULTIPLE), (target_lengths_N, TARGET_MULTIPLE)):
         rounded.append(np.maximum(-(-np.asarray(lengths_N, np.int64) // multiple), 1) * multiple)
     cells, number = np.unique(np.stack(rounded, axis=1), axis=0, return_counts=True)
-    quantiles = np.linspace(0, 1, 17)
+    quantiles = [*np.linspace(0, 1, 25), 0.98, 0.99, 0.995]  # the tail is long and thin
     values = [np.unique(np.quantile(lengths, quantiles, method="higher")) for lengths in rounded]
     candidates = np.stack(np.meshgrid(*values, indexing="ij"), axis=-1).reshape(-1, 2)
     fits = (cells[None] <= candidates[:, None]).all(axis=-1)
@@ -59,7 +64,7 @@ def choose_shapes(source_lengths_N: np.ndarray, target_lengths_N: np.ndarray, *,
         others = chosen[:place] + chosen[place + 1 :]
         chosen[place] = int(np.argmin(np.minimum(cost, cheapest(others)) @ number))
     shapes = {largest, *((int(source), int(target)) for source, target in candidates[chosen])}
-    return sorted(shapes, key=shape_cost)
+    return in_order(shapes)
 
 
 def smallest_shape(shapes: Sequence[Shape], source_lengths_N: np.ndarray, target_lengths_N: np.ndarray) -> np.ndarray:

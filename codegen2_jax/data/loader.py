@@ -216,7 +216,7 @@ class _Stream:
         full = (converters.round_up(max_lengths[0], 16), converters.round_up(max_lengths[1], 8))
         self.shapes = [full]
         if num_shapes:
-            self.shapes = sorted({*self._sampled_shapes(num_shapes), full}, key=converters.shape_cost)
+            self.shapes = converters.in_order({*self._sampled_shapes(num_shapes), full})
 
     def _sampled_shapes(self, count: int, batches: int = 32) -> list[Shape]:
         """Shapes for the longest rows of the first batches, of which there are at most `batches`."""

@@ -1,4 +1,4 @@
-"""Weights in and out of Hugging Face's T5 layout: config.json and model.safetensors, without torch.
+"""Weights in and out of Hugging Face's T5 layout: config.json and the weights' files, without torch.
 
 The only place that knows foreign names and layouts. Their linear weights are [out, in], ours [in, out] with heads apart
 and layers stacked on axis 0; see `_layout`.
@@ -14,14 +14,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from codegen2_jax.errors import UserError
+from codegen2_jax.interop.weight_files import INDEX, WEIGHTS, one_line, read_weights
 from codegen2_jax.models.t5 import FEED_FORWARDS, T5Config
 
 PACKAGED = {"nano_t5": Path(__file__).parents[1] / "pretrained" / "nano_t5"}
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+CONFIG = "config.json"
 KNOWN_HUB_NAMES = (
     "Salesforce/codet5-small",
     "Salesforce/codet5-base",
@@ -102,14 +102,14 @@ def _to_theirs(config: T5Config, kind: str, ours: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ config
 
 
-def _read_config(directory: Path) -> tuple[dict[str, Any], T5Config]:
+def _read_config(directory: Path) -> T5Config:
     path = directory / CONFIG
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; a model directory holds {CONFIG} and {WEIGHTS}.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable as JSON ({_one_line(error)}); download or convert it again.") from None
+        raise UserError(f"{path} is not readable as JSON ({one_line(error)}); download or convert it again.") from None
     if not isinstance(raw, dict) or raw.get("model_type") != "t5":
         kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
         raise UserError(f"{path} describes model_type {kind!r}; only 't5' (T5, CodeT5, CodeT5+ 220M and 770M) is read.")
@@ -119,10 +119,16 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], T5Config]:
     feed_forward = raw.get("feed_forward_proj", "relu")
     if feed_forward not in FEED_FORWARDS:
         raise UserError(f"{path} asks for feed_forward_proj {feed_forward!r}; supported are {FEED_FORWARDS}.")
+    try:
+        return _our_config(raw)
+    except TypeError as error:
+        raise UserError(f"{path} holds a value of a wrong type ({one_line(error)}); correct it.") from None
+
+
+def _our_config(raw: dict[str, Any]) -> T5Config:
     scale = raw.get("scale_decoder_outputs")
-    eos, start = raw.get("eos_token_id", 1), raw.get("decoder_start_token_id")
-    pad = raw.get("pad_token_id", 0)
-    config = T5Config(
+    eos, start, pad = raw.get("eos_token_id", 1), raw.get("decoder_start_token_id"), raw.get("pad_token_id", 0)
+    return T5Config(
         vocab_size=raw["vocab_size"],
         d_model=raw["d_model"],
         d_ff=raw["d_ff"],
@@ -134,7 +140,7 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], T5Config]:
         relative_attention_max_distance=raw.get("relative_attention_max_distance", 128),
         dropout_rate=raw.get("dropout_rate", 0.1),
         layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-6),
-        feed_forward=feed_forward,
+        feed_forward=raw.get("feed_forward_proj", "relu"),
         tie_word_embeddings=True,  # what the weights say decides, see load_t5
         scale_decoder_outputs=(raw.get("tie_word_embeddings") is not False) if scale is None else bool(scale),
         decoder_start_token_id=pad if start is None else start,
@@ -142,7 +148,6 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], T5Config]:
         bos_token_id=pad if raw.get("bos_token_id") is None else raw["bos_token_id"],
         eos_token_id=eos[0] if isinstance(eos, list) else eos,
     )
-    return raw, config
 
 
 def _their_config(config: T5Config, dtype: str) -> dict[str, Any]:
@@ -174,39 +179,7 @@ def _their_config(config: T5Config, dtype: str) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------------------------- files
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _read_file(path: Path, names: set[str] | None = None) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no intact safetensors file ({_one_line(error)}); copy it again.") from None
-
-
-def _read_weights(directory: Path) -> dict[str, np.ndarray]:
-    if (directory / WEIGHTS).is_file():
-        return _read_file(directory / WEIGHTS)
-    if not (directory / INDEX).is_file():
-        bins = sorted(path.name for path in directory.glob("*.bin"))
-        hint = f" ({', '.join(bins)} is pickled: save it once with safe_serialization=True)" if bins else ""
-        raise UserError(f"{directory} holds neither {WEIGHTS} nor {INDEX}{hint}; point INIT_FROM at converted weights.")
-    try:
-        shard_of = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        shards = {shard: {name for name in shard_of if shard_of[name] == shard} for shard in shard_of.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{directory / INDEX} is no weight index ({_one_line(error)}); download it again.") from None
-    weights: dict[str, np.ndarray] = {}
-    for shard, names in sorted(shards.items()):
-        if Path(shard).name != shard:
-            raise UserError(f"{directory / INDEX} names the shard {shard!r} outside its directory; do not trust it.")
-        weights.update(_read_file(directory / shard, names))
-    return weights
+# ------------------------------------------------------------------------------------------------------ load and save
 
 
 def load_t5(directory: str | Path, dtype: Any = np.float32) -> tuple[T5Config, dict[str, Any]]:
@@ -216,8 +189,8 @@ def load_t5(directory: str | Path, dtype: Any = np.float32) -> tuple[T5Config, d
     UserError that lists them, and so are files that cannot be read.
     """
     directory = Path(directory)
-    _, config = _read_config(directory)
-    weights = _read_weights(directory)
+    config = _read_config(directory)
+    weights = read_weights(directory)
     shared = weights.get("shared.weight")
     if shared is None:  # some exports keep the table only under the encoder's name
         repeated = [name for name in (*REPEATED_TABLES, "lm_head.weight") if name in weights]
@@ -335,12 +308,14 @@ def resolve_directory(name: str | Path) -> Path:
 def _download(name: str, hint: str) -> Path:
     from huggingface_hub import snapshot_download  # late: imports an HTTP stack that offline runs do not need
 
-    patterns = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", "*.txt", "*token*.json", "vocab.json"]
+    tokenizer = ["*.txt", "*token*.json", "vocab.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        path = Path(snapshot_download(name, allow_patterns=[CONFIG, "model*.safetensors", WEIGHTS + INDEX, *tokenizer]))
+        if not ((path / WEIGHTS).is_file() or (path / (WEIGHTS + INDEX)).is_file()):  # a model of before safetensors
+            path = Path(snapshot_download(name, allow_patterns=[CONFIG, "pytorch_model*.bin*", *tokenizer]))
     except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
-        reason = f"{type(error).__name__}: {_one_line(error)}"
         raise UserError(
-            f"model {name!r} is no local directory and could not be fetched from the Hugging Face Hub ({reason})"
-            f"{hint}; download it elsewhere and give its directory."
+            f"model {name!r} is no local directory and could not be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}: {one_line(error)}){hint}; download it elsewhere and give its directory."
         ) from None
+    return path

@@ -38,7 +38,8 @@ def test_tokens_equal_transformers(tmp_path, tied, num_beams, length_penalty):
 
     max_length, lengths = 33, []  # 33: one length of cache; the toy models cross into others
     for seed in range(4):
-        torch_t5.save_random_t5(tmp_path / str(seed), tied=tied, seed=seed, eos_scale=3.0 if tied else 1.8)
+        shape = {"num_layers": 1, "num_decoder_layers": 1, "eos_scale": 3.0 if tied else 1.8}
+        torch_t5.save_random_t5(tmp_path / str(seed), tied=tied, seed=seed, **shape)
         rng = np.random.default_rng(seed)
         inputs_BS = rng.integers(3, 97, (6, 14), dtype=np.int32)
         mask_BS = np.arange(14)[None] < rng.integers(3, 15, 6)[:, None]
@@ -247,7 +248,7 @@ def test_generation_sees_the_prompt_and_neither_padding_nor_neighbours():
     inputs_BS = np.random.default_rng(0).integers(3, 97, (3, 9), dtype=np.int32)
     mask_BS = np.arange(9)[None] < np.array([9, 6, 4])[:, None]
     batch = {"inputs_BS": inputs_BS, "inputs_mask_BS": mask_BS}
-    options = {"max_length": 12, "num_beams": 3}
+    options = {"max_length": 12}
     tokens_BT = compiled(model, params, batch, **options)
     alone = {"inputs_BS": np.where(mask_BS, inputs_BS, 0)[1:2, :6], "inputs_mask_BS": mask_BS[1:2, :6]}
     np.testing.assert_array_equal(compiled(model, params, alone, **options)[0], tokens_BT[1])

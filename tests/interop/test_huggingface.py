@@ -228,7 +228,12 @@ def test_a_config_that_is_no_t5_is_one_line(saved, text, words):
 
 @pytest.mark.parametrize(
     "key, value, word",
-    [("d_model", "16", "d_model"), ("feed_forward_proj", "gated-silu", "gated-silu"), ("num_layers", 0, "num_layers")],
+    [
+        ("d_model", "16", "d_model"),
+        ("dropout_rate", "a", "config.json"),
+        ("feed_forward_proj", "gated-silu", "gated-silu"),
+        ("num_layers", 0, "num_encoder_layers=0"),
+    ],
 )
 def test_a_config_value_that_cannot_be_is_one_line(saved, key, value, word):
     config = json.loads((saved / "config.json").read_text())

@@ -124,7 +124,7 @@ def test_importing_registers_without_any_directory(program_environment):
 @pytest.fixture
 def vocabulary(fake, tmp_path_factory, monkeypatch):
     directory = tmp_path_factory.mktemp("vocabulary")
-    train_vocabulary([one.inputs for one in codetask_cl.read_split("codetask_concode", "train", fake).examples], 300, 4,
+    train_vocabulary([one.inputs for one in codetask_cl.read_split("codetask_concode", "train", fake).examples], 280, 4,
                      directory)  # fmt: skip
     monkeypatch.setenv("CODEGEN2_JAX_VOCABULARY", str(directory))
     monkeypatch.setenv("CODETASK_CL_DIR", str(fake))

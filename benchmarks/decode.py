@@ -1,0 +1,157 @@
+"""Generation on CodeTask-CL inputs: this package against transformers' `generate` on torch, on CPU.
+
+  python benchmarks/decode.py --data_dir=../shared/data/codetask_cl --vocabulary=../shared/data/tokenizers/codet5
+
+CodeT5-small's architecture with random weights: nothing ends early, so every row runs to --max_length and neither side
+gains from short outputs (real targets of these tasks average 33 to 56 tokens). Greedy search and 5 beams over
+validation inputs of all four tasks. Ours come in the evaluation batches (like lengths together), theirs in file order,
+padded to the longest row of each batch. Contenders: jax (float32), torch (float32), torch-bf16 (autocast).
+About 10 minutes.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import codetask
+import contest
+import numpy as np
+
+
+def jax_contender(work: Path, threads: int):
+    contest.pin(threads)
+    import jax
+
+    from codegen2_jax.decoding.generate import generate
+    from codegen2_jax.interop.huggingface import load_t5
+    from codegen2_jax.models.language_models import EncoderDecoder
+
+    todo = codetask.load(work)
+    config, params = load_t5(work / "model")
+    params, model = jax.tree.map(jax.numpy.asarray, params), EncoderDecoder(config)
+    options = {"max_length": todo["max_length"], "num_beams": todo["num_beams"]}
+    compiled = jax.jit(lambda params, batch: generate(model, params, batch, **options))
+
+    def run(batch):
+        tokens_BT = np.asarray(compiled(params, {name: batch[name] for name in ("inputs_BS", "inputs_mask_BS")}))
+        rows = zip(batch["number_B"], tokens_BT, batch["valid_B"], strict=True)
+        return {int(number): row.tolist() for number, row, valid in rows if valid}
+
+    shapes = {batch["inputs_BS"].shape: batch for batch in todo["batches"]}
+    start = time.perf_counter()
+    for batch in shapes.values():
+        run(batch)
+    compile_seconds = time.perf_counter() - start
+
+    def round_() -> dict:
+        start, outputs = time.perf_counter(), {}
+        for batch in todo["batches"]:
+            outputs |= run(batch)
+        return {"seconds": time.perf_counter() - start, "outputs": [outputs[i] for i in sorted(outputs)]}
+
+    return round_, {"compile_seconds": round(compile_seconds, 1), "shapes": len(shapes)}
+
+
+def torch_contender(work: Path, threads: int, autocast: bool):
+    contest.pin(threads)
+    import torch
+
+    todo = codetask.load(work)
+    model = codetask.torch_model(work, threads).eval()
+    records, batch_size = todo["records"], todo["batch_size"]
+    options = {"max_length": todo["max_length"], "num_beams": todo["num_beams"], "do_sample": False}
+
+    def run(rows, **changes):
+        inputs = codetask.pad([row["inputs"] for row in rows], -1)
+        mask = torch.from_numpy((inputs >= 0).astype(np.int64))
+        inputs = torch.from_numpy(np.maximum(inputs, 0))
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return model.generate(input_ids=inputs, attention_mask=mask, **(options | changes)).tolist()
+
+    run(records[:2], max_length=4)
+
+    def round_() -> dict:
+        start, outputs = time.perf_counter(), []
+        for i in range(0, len(records), batch_size):
+            outputs += run(records[i : i + batch_size])
+        return {"seconds": time.perf_counter() - start, "outputs": outputs}
+
+    return round_, {}
+
+
+CONTENDERS = {
+    "jax": jax_contender,
+    "torch": lambda work, threads: torch_contender(work, threads, autocast=False),
+    "torch-bf16": lambda work, threads: torch_contender(work, threads, autocast=True),
+}
+
+
+def prepare(arguments, num_beams: int, work: Path) -> int:
+    """The first rows of every task's validation split, in our evaluation batches and as plain records; their number."""
+    from codegen2_jax.data.loader import evaluation_batches
+
+    tasks = codetask.records(arguments.data_dir, arguments.vocabulary, "valid")
+    batches, records = [], []
+    for task, rows in enumerate(tasks.values()):
+        rows = rows[: arguments.rows_per_task]
+        for batch in evaluation_batches(rows, task_id=task, batch_size=arguments.batch_size):
+            batches.append(dict(batch) | {"number_B": batch["record_B"] + len(records)})
+        records += rows
+    content = {"batches": batches, "records": records, "batch_size": arguments.batch_size}
+    codetask.save(work, content | {"max_length": arguments.max_length, "num_beams": num_beams})
+    return len(records)
+
+
+def agreement(results: dict[str, dict]) -> dict[str, float]:
+    """Share of rows whose tokens equal those of torch in float32, up to the first </s> (id 2)."""
+    if "torch" not in results:
+        return {}
+
+    def rows(name):
+        outputs = results[name]["rounds"][0]["outputs"]
+        return [row[: row.index(2)] if 2 in row else row for row in outputs]
+
+    expected = rows("torch")
+    return {name: float(np.mean([a == b for a, b in zip(rows(name), expected, strict=True)])) for name in results}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="../shared/data/codetask_cl")
+    parser.add_argument("--vocabulary", default="../shared/data/tokenizers/codet5")
+    parser.add_argument("--num_beams", default="1,5")
+    parser.add_argument("--contenders", default="jax,torch,torch-bf16")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--rows_per_task", type=int, default=16)
+    parser.add_argument("--max_length", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
+    parser.add_argument("--out", default="benchmarks/results/decode.json")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        contest.serve(*CONTENDERS[arguments.contender](arguments.work, arguments.threads))
+        return
+    report = {"machine": contest.machine(arguments.threads), "settings": vars(arguments) | {"work": None}, "beams": {}}
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        shape = codetask.TINY if arguments.tiny else codetask.CODET5_SMALL
+        report["parameters"] = codetask.write_model(work, shape, dropout_rate=0.1)
+        for num_beams in map(int, arguments.num_beams.split(",")):
+            examples = prepare(arguments, num_beams, work)
+            names = arguments.contenders.split(",")
+            print(f"{num_beams} beams, {examples} rows of {arguments.max_length} tokens", flush=True)
+            results = contest.compete(__file__, names, work, rounds=arguments.rounds, threads=arguments.threads)
+            against = "torch" if "torch" in results else names[0]
+            rows, text = contest.table(results, amount=examples, unit="examples", against=against)
+            equal = agreement(results)
+            print(f"\n{num_beams} beams\n{text}\nrows equal to torch: {equal}\n", flush=True)
+            report["beams"][str(num_beams)] = {"examples": examples, "table": rows, "rows_equal_to_torch": equal}
+    contest.write(Path(arguments.out), report)
+
+
+if __name__ == "__main__":
+    main()
