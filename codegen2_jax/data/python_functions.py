@@ -77,7 +77,7 @@ class PythonFunction:
         anonymous.name = "function"
         return hashlib.sha256(ast.dump(anonymous).encode("utf-8")).hexdigest()
 
-    @property
+    @functools.cached_property
     def num_statements(self) -> int:
         """Statements in the body, those inside other statements included."""
         return sum(isinstance(node, ast.stmt) for node in ast.walk(self.node)) - 1

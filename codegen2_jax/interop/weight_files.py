@@ -119,7 +119,7 @@ def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=No
     if math.prod(size) == 0:
         return np.zeros(size, storage.dtype)
     strides = [step * storage.itemsize for step in stride]
-    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False))
+    return np.array(np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False), order="C")
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -129,8 +129,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             return _read_archive(archive)
     except zipfile.BadZipFile:
         raise UserError(
-            f"{path} is no intact zip archive: truncated, or saved by torch before 1.6; copy it again, or load and save it "
-            "once with a newer torch."
+            f"{path} is no intact zip archive: truncated, or saved by torch before 1.6; copy it again, "
+            "or load and save it once with a newer torch."
         ) from None
     except UserError:
         raise
