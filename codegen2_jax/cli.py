@@ -365,7 +365,7 @@ def use_large_allocations() -> None:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or not _on_cpu():
         return
     settings = " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
-    print(f"CPU run: restarting with {settings} ({KEEP_ALLOCATOR}=1 prevents it).", file=sys.stderr, flush=True)
+    print(f"CPU run: restarting with {settings} ({KEEP_ALLOCATOR}=1 prevents it).", flush=True)
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR | {KEEP_ALLOCATOR: "1"})
 
 

@@ -9,9 +9,6 @@ PyTask-CL's translation or refinement task.
 import functools
 from collections.abc import Sequence
 
-import seqio
-import tensorflow as tf
-
 from codegen2_jax.data import python_corpus
 from codegen2_jax.data.sources import TextExample, stable_hash
 from tasks import sequences
@@ -61,12 +58,5 @@ def provenance(task: str, split: str) -> dict:
 
 
 for _name in TASKS:
-    _feature = seqio.Feature(vocabulary=sequences.VOCABULARY, add_eos=False, dtype=tf.int32)
     _features = ("inputs", "targets") if _name == "pretraining_pairs" else ("targets",)
-    seqio.TaskRegistry.add(
-        _name,
-        source=sequences.TextSource(functools.partial(_read, _name), ("train", "valid")),
-        preprocessors=[sequences.tokenize],
-        output_features=dict.fromkeys(_features, _feature),
-        metric_fns=[],
-    )
+    sequences.register_raw(_name, functools.partial(_read, _name), features=_features, splits=("train", "valid"))

@@ -195,6 +195,20 @@ def register(
     )
 
 
+def register_raw(
+    name: str, read: Callable[[str], Sequence[TextExample]], *, features: Sequence[str], splits: Sequence[str]
+) -> None:
+    """Adds a pretraining task: tokens of the features without special tokens, uncut; objectives do the rest."""
+    feature = seqio.Feature(vocabulary=VOCABULARY, add_eos=False, dtype=tf.int32)
+    seqio.TaskRegistry.add(
+        name,
+        source=TextSource(read, splits),
+        preprocessors=[tokenize],
+        output_features=dict.fromkeys(features, feature),
+        metric_fns=[],
+    )
+
+
 def register_stream(name: str, tasks: Sequence[str]) -> None:
     """Adds a mixture of the tasks, each in proportion to its number of training examples."""
     seqio.MixtureRegistry.add(name, list(tasks), default_rate=seqio.mixing_rate_num_examples)

@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity with transformers needs torch (extra [test])")
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers (extra [test])")
 
+torch.set_num_threads(1)  # two spinning threads are slower than one wherever somebody else computes too
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 KEYS = dict(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4)

@@ -2,9 +2,6 @@
 
 import functools
 
-import seqio
-import tensorflow as tf
-
 from codegen2_jax.data.sources import TextExample
 from tasks import sequences
 
@@ -25,12 +22,5 @@ def _read(task: str, split: str) -> tuple[TextExample, ...]:
 
 
 for _name in STREAMS["toy_pretraining"]:
-    _feature = seqio.Feature(vocabulary=sequences.VOCABULARY, add_eos=False, dtype=tf.int32)
     _features = ("inputs", "targets") if _name == "toy_pairs" else ("targets",)
-    seqio.TaskRegistry.add(
-        _name,
-        source=sequences.TextSource(functools.partial(_read, _name), ("train", "valid")),
-        preprocessors=[sequences.tokenize],
-        output_features=dict.fromkeys(_features, _feature),
-        metric_fns=[],
-    )
+    sequences.register_raw(_name, functools.partial(_read, _name), features=_features, splits=("train", "valid"))

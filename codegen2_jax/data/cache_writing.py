@@ -1,5 +1,6 @@
 """The half of caching that needs SeqIO; `codegen2_jax.cache_tasks` runs it in a process of its own."""
 
+import difflib
 import fcntl
 import importlib
 import importlib.util
@@ -45,9 +46,11 @@ def build(
     tasks = [task for name in names for task in streams.get(name, (name,))]
     unknown = [task for task in tasks if task not in homes]
     if unknown:
+        meant = difflib.get_close_matches(unknown[0], [*streams, *homes], n=1)
         raise UserError(
-            f"no task or stream {', '.join(unknown)} in {', '.join(task_modules)}; streams: {sorted(streams)}, "
-            f"tasks: {sorted(homes)}."
+            f"no task or stream {', '.join(unknown)} in {', '.join(task_modules)}; "
+            + (f"did you mean {meant[0]}? " if meant else "")
+            + f"Streams: {sorted(streams)}, tasks: {sorted(homes)}."
         )
     import seqio
 

@@ -159,8 +159,15 @@ class Tracker:
 
     def _event_writer(self):
         if self._events is None:
-            from tensorboardX import SummaryWriter  # more than a second to import
-
+            # tensorboardX imports torch wherever it finds it, seconds and threads for nothing: hide it meanwhile.
+            hidden = "torch" not in sys.modules
+            if hidden:
+                sys.modules["torch"] = None
+            try:
+                from tensorboardX import SummaryWriter  # more than a second to import
+            finally:
+                if hidden:
+                    del sys.modules["torch"]
             self._events = SummaryWriter(str(self._directory / TENSORBOARD_FOLDER), purge_step=self._purge_step)
         return self._events
 

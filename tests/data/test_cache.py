@@ -281,7 +281,6 @@ def test_missing_caches_are_made_by_a_child_and_its_error_arrives(toy):
     directory, keywords, results = toy
     assert results["one"] == results["two"] == ("toy_b", "toy_a")
     assert "task module no_such_module cannot be found" in results["wrong"]
-    assert not {"tensorflow", "seqio"} & set(sys.modules)
     assert not list((directory / "cache").glob("**/*.writing*"))
     # A second call finds everything current: no child, hence no report about one.
     assert cache.ensure_cached(("toy_a", "toy_b"), **keywords) == ("toy_a", "toy_b")
@@ -341,7 +340,7 @@ def test_seqio_and_the_loader_give_the_same_examples(toy, vocabulary_dir, progra
     assert theirs["encoded"] == theirs["batch"] == [vocabulary.encode(text) for text in texts]
     assert theirs["decoded"] == [vocabulary.decode(vocabulary.encode(text)) for text in texts]
     assert theirs["size"] == vocabulary.size
-    assert theirs["error"].startswith("no task or stream toy_c in toy_tasks; streams: ['toy']")
+    assert theirs["error"].startswith("no task or stream toy_c in toy_tasks; did you mean toy")
 
     split = cache.open_split(directory / "cache", "toy_a", "train")
     used = [row for number, row in enumerate(theirs["rows"]) if number not in BAD_ROWS]

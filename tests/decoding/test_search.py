@@ -38,7 +38,7 @@ def test_tokens_equal_transformers(tmp_path, tied, num_beams, length_penalty):
 
     max_length, lengths = 33, []  # 33: one length of cache; the toy models cross into others
     for seed in range(4):
-        shape = {"num_layers": 1, "num_decoder_layers": 1, "eos_scale": 3.0 if tied else 1.8}
+        shape = {"num_layers": 1, "num_decoder_layers": 1, "eos_scale": 6.0 if tied else 1.8}
         torch_t5.save_random_t5(tmp_path / str(seed), tied=tied, seed=seed, **shape)
         rng = np.random.default_rng(seed)
         inputs_BS = rng.integers(3, 97, (6, 14), dtype=np.int32)
