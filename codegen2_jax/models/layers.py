@@ -33,13 +33,11 @@ def hash_bits(seed_2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     Elementwise: XLA computes it inside whatever consumes it, on any sharding, and writes nothing of its size to memory.
     """
     assert math.prod(shape) <= 2**32, f"the 32-bit counter would repeat within {shape}"
-    counter, stride = jnp.zeros((), jnp.uint32), 0x9E3779B1  # odd: still one value per element
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
-        # The seed in every term: what does not depend on it is hoisted out of a scan over layers, and stored.
-        term = jnp.arange(shape[axis], dtype=jnp.uint32) * jnp.uint32(stride) + (seed_2[0] >> axis)
-        counter = counter + term.reshape((-1,) + (1,) * (len(shape) - 1 - axis))
-        stride = stride * shape[axis] % 2**32
-    return _mix(counter, seed_2[1])
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    return _mix(index * jnp.uint32(0x9E3779B1) + seed_2[0], seed_2[1])  # an odd factor: still one value per element
 
 
 def seeds(key: jax.Array, stream: int, shape: tuple[int, ...]) -> jax.Array:
@@ -63,8 +61,7 @@ def hashed_normal(seed_2: jax.Array, shape: tuple[int, ...], std: float) -> jax.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _masked_scale(x, seed_2, rate):
     keep = hash_bits(seed_2, x.shape) >= jnp.uint32(round(rate * 2**32))
-    # A product and not a select, whose zeros would be hoisted out of a scan as a whole array.
-    return x * (keep.astype(x.dtype) * jnp.asarray(1.0 / (1.0 - rate), x.dtype))
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
 def _masked_scale_forward(x, seed_2, rate):
