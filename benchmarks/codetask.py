@@ -4,9 +4,14 @@ The records are tokenised with CodeT5's vocabulary and cut as CodeT5 does it. Th
 Face's layout and read by both sides, so that both can show the same loss before the clock starts.
 """
 
+import argparse
 import pickle
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import contest
 import numpy as np
 
 # Longest source and target of each task, both with <s> and </s> (salesforce/CodeT5 sh/run_exp.py).
@@ -85,3 +90,56 @@ def torch_model(work: Path, threads: int):
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers.T5ForConditionalGeneration.from_pretrained(work / "model")
+
+
+# --------------------------------------------------------------------------------------------------------------- driver
+
+
+def parser(description: str, *, batch_size: int, out: str) -> argparse.ArgumentParser:
+    """The options that both benchmarks have."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data_dir", default="../shared/data/codetask_cl")
+    options.add_argument("--vocabulary", default="../shared/data/tokenizers/codet5")
+    options.add_argument("--contenders", default="jax,torch,torch-bf16")
+    options.add_argument("--batch_size", type=int, default=batch_size)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
+    options.add_argument("--out", default=out)
+    options.add_argument("--contender", help=argparse.SUPPRESS)
+    options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    return options
+
+
+def drive(
+    script: str,
+    arguments: argparse.Namespace,
+    variants: Mapping[str, Callable[[Path], dict]],
+    contenders: Mapping[str, Callable[[Path, int], tuple]],
+    compare: Callable[[dict], dict] = lambda results: {},
+) -> None:
+    """Serve as one contender, or run each variant's contest and write the report.
+
+    variants: {name: prepare}; `prepare(work)` saves what the contenders read and returns facts, "examples" among them.
+    compare: facts from {contender: {"ready": ..., "rounds": [...]}}, for the report.
+    """
+    if arguments.contender:
+        contest.serve(*contenders[arguments.contender](arguments.work, arguments.threads))
+        return
+    names = arguments.contenders.split(",")
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("contender", "work")}
+    report: dict[str, Any] = {"machine": contest.machine(arguments.threads), "settings": settings, "variants": {}}
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        report["parameters"] = write_model(work, TINY if arguments.tiny else CODET5_SMALL, dropout_rate=0.1)
+        for variant, prepare in variants.items():
+            facts = prepare(work)
+            print(f"{variant}: {facts}", flush=True)
+            results = contest.compete(script, names, work, rounds=arguments.rounds, threads=arguments.threads)
+            against = "torch" if "torch" in results else names[0]
+            rows, text = contest.table(results, amount=facts["examples"], unit="examples", against=against)
+            ready = {name: result["ready"] for name, result in results.items()}
+            facts |= {"table": rows, "ready": ready, **compare(results)}
+            report["variants"][variant] = facts
+            print(f"\n{variant}, {facts['examples']} examples {compare(results)}\n{text}\n", flush=True)
+    contest.write(Path(arguments.out), report)

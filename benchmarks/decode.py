@@ -9,8 +9,7 @@ padded to the longest row of each batch. Contenders: jax (float32), torch (float
 About 10 minutes.
 """
 
-import argparse
-import tempfile
+import functools
 import time
 from pathlib import Path
 
@@ -87,8 +86,8 @@ CONTENDERS = {
 }
 
 
-def prepare(arguments, num_beams: int, work: Path) -> int:
-    """The first rows of every task's validation split, in our evaluation batches and as plain records; their number."""
+def prepare(arguments, num_beams: int, work: Path) -> dict:
+    """The first rows of every task's validation split, in our evaluation batches and as plain records."""
     from codegen2_jax.data.loader import evaluation_batches
 
     tasks = codetask.records(arguments.data_dir, arguments.vocabulary, "valid")
@@ -100,10 +99,10 @@ def prepare(arguments, num_beams: int, work: Path) -> int:
         records += rows
     content = {"batches": batches, "records": records, "batch_size": arguments.batch_size}
     codetask.save(work, content | {"max_length": arguments.max_length, "num_beams": num_beams})
-    return len(records)
+    return {"examples": len(records), "tokens_each": arguments.max_length}
 
 
-def agreement(results: dict[str, dict]) -> dict[str, float]:
+def agreement(results: dict[str, dict]) -> dict:
     """Share of rows whose tokens equal those of torch in float32, up to the first </s> (id 2)."""
     if "torch" not in results:
         return {}
@@ -113,44 +112,20 @@ def agreement(results: dict[str, dict]) -> dict[str, float]:
         return [row[: row.index(2)] if 2 in row else row for row in outputs]
 
     expected = rows("torch")
-    return {name: float(np.mean([a == b for a, b in zip(rows(name), expected, strict=True)])) for name in results}
+    equal = {name: float(np.mean([a == b for a, b in zip(rows(name), expected, strict=True)])) for name in results}
+    return {"rows_equal_to_torch": equal}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="../shared/data/codetask_cl")
-    parser.add_argument("--vocabulary", default="../shared/data/tokenizers/codet5")
-    parser.add_argument("--num_beams", default="1,5")
-    parser.add_argument("--contenders", default="jax,torch,torch-bf16")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rows_per_task", type=int, default=16)
-    parser.add_argument("--max_length", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
-    parser.add_argument("--out", default="benchmarks/results/decode.json")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.contender:
-        contest.serve(*CONTENDERS[arguments.contender](arguments.work, arguments.threads))
-        return
-    report = {"machine": contest.machine(arguments.threads), "settings": vars(arguments) | {"work": None}, "beams": {}}
-    with tempfile.TemporaryDirectory() as directory:
-        work = Path(directory)
-        shape = codetask.TINY if arguments.tiny else codetask.CODET5_SMALL
-        report["parameters"] = codetask.write_model(work, shape, dropout_rate=0.1)
-        for num_beams in map(int, arguments.num_beams.split(",")):
-            examples = prepare(arguments, num_beams, work)
-            names = arguments.contenders.split(",")
-            print(f"{num_beams} beams, {examples} rows of {arguments.max_length} tokens", flush=True)
-            results = contest.compete(__file__, names, work, rounds=arguments.rounds, threads=arguments.threads)
-            against = "torch" if "torch" in results else names[0]
-            rows, text = contest.table(results, amount=examples, unit="examples", against=against)
-            equal = agreement(results)
-            print(f"\n{num_beams} beams\n{text}\nrows equal to torch: {equal}\n", flush=True)
-            report["beams"][str(num_beams)] = {"examples": examples, "table": rows, "rows_equal_to_torch": equal}
-    contest.write(Path(arguments.out), report)
+    options = codetask.parser(__doc__, batch_size=16, out="benchmarks/results/decode.json")
+    options.add_argument("--num_beams", default="1,5")
+    options.add_argument("--rows_per_task", type=int, default=16)
+    options.add_argument("--max_length", type=int, default=64)
+    arguments = options.parse_args()
+    searches = {
+        f"{beams} beams": functools.partial(prepare, arguments, int(beams)) for beams in arguments.num_beams.split(",")
+    }
+    codetask.drive(__file__, arguments, searches, CONTENDERS, compare=agreement)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ lengths together, a few compiled shapes); theirs are shuffled and padded to the 
 Face collator does it. Contenders: jax (float32), torch (float32), torch-bf16 (autocast). About 10 minutes.
 """
 
-import argparse
 import dataclasses
-import tempfile
+import functools
 import time
 from pathlib import Path
 
@@ -196,9 +195,11 @@ def prepare(arguments, mode: str, work: Path) -> dict:
     from codegen2_jax.prompts.pool import PromptPool
 
     tasks = codetask.records(arguments.data_dir, arguments.vocabulary, "train")
+    # One set of shapes for all tasks, as a run over the stream has it.
+    shapes = TrainingBatches(list(tasks.values()), range(NUM_TASKS), arguments.batch_size, seed=0).shapes
     batches, records, first = [], [], []
     for task, rows in enumerate(tasks.values()):
-        plan = TrainingBatches([rows], [task], arguments.batch_size, seed=0)
+        plan = TrainingBatches([rows], [task], arguments.batch_size, seed=0, shapes=shapes)
         for number in range(arguments.batches_per_task):
             batch = plan.batch(number)
             batches.append(batch)
@@ -213,39 +214,12 @@ def prepare(arguments, mode: str, work: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="../shared/data/codetask_cl")
-    parser.add_argument("--vocabulary", default="../shared/data/tokenizers/codet5")
-    parser.add_argument("--modes", default="finetune,pool")
-    parser.add_argument("--contenders", default="jax,torch,torch-bf16")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--batches_per_task", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
-    parser.add_argument("--out", default="benchmarks/results/train_step.json")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.contender:
-        contest.serve(*CONTENDERS[arguments.contender](arguments.work, arguments.threads))
-        return
-    report = {"machine": contest.machine(arguments.threads), "settings": vars(arguments) | {"work": None}, "modes": {}}
-    with tempfile.TemporaryDirectory() as directory:
-        work = Path(directory)
-        shape = codetask.TINY if arguments.tiny else codetask.CODET5_SMALL
-        report["parameters"] = codetask.write_model(work, shape, dropout_rate=0.1)
-        for mode in arguments.modes.split(","):
-            facts = prepare(arguments, mode, work)
-            print(f"{mode}: {facts}", flush=True)
-            names = arguments.contenders.split(",")
-            results = contest.compete(__file__, names, work, rounds=arguments.rounds, threads=arguments.threads)
-            against = "torch" if "torch" in results else names[0]
-            rows, text = contest.table(results, amount=facts["examples"], unit="examples", against=against)
-            print(f"\n{mode}, {facts['examples']} examples\n{text}\n", flush=True)
-            ready = {name: result["ready"] for name, result in results.items()}
-            report["modes"][mode] = facts | {"table": rows, "ready": ready}
-    contest.write(Path(arguments.out), report)
+    options = codetask.parser(__doc__, batch_size=8, out="benchmarks/results/train_step.json")
+    options.add_argument("--modes", default="finetune,pool")
+    options.add_argument("--batches_per_task", type=int, default=3)
+    arguments = options.parse_args()
+    variants = {mode: functools.partial(prepare, arguments, mode) for mode in arguments.modes.split(",")}
+    codetask.drive(__file__, arguments, variants, CONTENDERS)
 
 
 if __name__ == "__main__":

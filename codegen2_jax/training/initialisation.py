@@ -6,6 +6,7 @@ the caller's; the other two are here.
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class LoadedModel:
     vocabulary: Vocabulary
     vocabulary_directory: str
     digest: str
+    start: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class ModelSource:
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
       dropout_rate: 0 to below 1. None keeps what config.json says; the shipped run files give 0.
       remat: "none" or "full" rematerialisation of each layer.
+      start: what to make of freshly drawn parameters (a function of the tree, such as models/mimetic.py has), None to
+        take them as drawn. Weights that are read from `init_from` are never changed.
     """
 
     init_from: str
@@ -49,6 +53,7 @@ class ModelSource:
     dtype: str = "float32"
     dropout_rate: float | None = 0.0
     remat: str = "none"
+    start: Callable[[Any], Any] | None = None
 
     def __post_init__(self):
         if self.init_from == "random" and (self.config is None or self.vocabulary is None):
@@ -98,6 +103,7 @@ class ModelSource:
             vocabulary=vocabulary,
             vocabulary_directory=str(directory),
             digest=digest,
+            start=self.start,
         )
 
 
@@ -113,5 +119,10 @@ def weights_digest(directory: str | Path) -> str:
 def place_params(loaded: LoadedModel, shardings: Any, *, seed: int) -> Any:
     """The model's parameters as device arrays, already sharded: leaf by leaf from the host, or born from a seed."""
     if loaded.params is None:
-        return jax.jit(loaded.model.init_params, out_shardings=shardings)(jax.random.key(seed))
+
+        def draw(key):
+            params = loaded.model.init_params(key)
+            return params if loaded.start is None else loaded.start(params)
+
+        return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
     return jax.tree.map(lambda value, sharding: jax.device_put(jnp.asarray(value), sharding), loaded.params, shardings)
