@@ -16,8 +16,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-# glibc gives freed memory back and faults it in again, about 2 GB a step; the package's commands set the same.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**28)}
+from codegen2_jax.cli import ALLOCATOR
 
 
 def serve(round_: Callable[[], dict], ready: dict) -> None:
@@ -32,6 +31,8 @@ class Contender:
 
     def __init__(self, script: str, name: str, work: Path, threads: int):
         self.name = name
+        # The allocator's settings that the package's commands give themselves; torch gains from them as well.
+        # As the package's commands set it for themselves; torch gains from it too.
         environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
         environment["TOKENIZERS_PARALLELISM"] = "false"
         command = [sys.executable, script, f"--contender={name}", f"--work={work}", f"--threads={threads}"]

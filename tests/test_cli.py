@@ -393,7 +393,7 @@ def test_flags_and_names_are_judged_before_anything_heavy_is_imported(program_en
 @pytest.mark.skipif(sys.platform != "linux" or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="glibc only")
 def test_a_cpu_run_restarts_once_with_the_allocator_settings(program_environment, toy):
     tests = str(Path(__file__).parent)
-    environment = {name: value for name, value in program_environment.items() if not name.startswith("MALLOC_")}
+    environment = {name: value for name, value in program_environment.items() if name not in cli.ALLOCATOR}
     environment |= {"PYTHONPATH": f"{tests}:{environment['PYTHONPATH']}", "JAX_PLATFORMS": "cpu"}
     code, out, err = start(["--gin_file=toy.gin"], environment, toy)
     assert code == 0, err
