@@ -122,52 +122,16 @@ def beam_search(
         raise UserError(f"num_beams={num_beams} must be at least 1; 1 is greedy, 5 is usual.")
     B, K, T = batch_size, num_beams, max_length
     running_BKT = jnp.full((B, K, T), pad_id, jnp.int32).at[:, :, 0].set(start_id)
-    first_K = jnp.arange(2 * K) < K
 
     def unfinished(state):
         return jnp.any(state.improvable_B)
 
     def body(state):
-        position = state.position
-        tokens_BK = jax.lax.dynamic_index_in_dim(state.running_BKT, position, axis=2, keepdims=False)
-        logits_BKV, cache = step(state.cache, tokens_BK, position, state.ancestry_BKT)
-        vocab_size = logits_BKV.shape[-1]
-        log_probs_BKV = jax.nn.log_softmax(logits_BKV, axis=-1) + state.running_score_BK[:, :, None]
-        score_BC, index_BC = two_stage_top_k(log_probs_BKV.reshape(B, K * vocab_size), 2 * K)  # C = 2K candidates
-        parent_BC, token_BC = index_BC // vocab_size, (index_BC % vocab_size).astype(jnp.int32)
-        candidates_BCT = jnp.take_along_axis(state.running_BKT, parent_BC[:, :, None], axis=1)
-        candidates_BCT = jax.lax.dynamic_update_slice_in_dim(candidates_BCT, token_BC[:, :, None], position + 1, axis=2)
-        ends_BC = (token_BC == eos_id) | (position + 2 >= max_length)
-
-        # The K best that do not end run on.
-        running_score_BK, chosen_BK = jax.lax.top_k(score_BC + ends_BC * NEVER, K)
-        parent_BK = jnp.take_along_axis(parent_BC, chosen_BK, axis=1)
-        ancestry_BKT = jnp.take_along_axis(state.ancestry_BKT, parent_BK[:, :, None], axis=1)
-        ancestry_BKT = jax.lax.dynamic_update_slice_in_dim(ancestry_BKT, parent_BK[:, :, None], position, axis=2)
-
-        # Those that end compete with the finished ones.
-        length = (position + 1).astype(jnp.float32)
-        ended_BC = ends_BC & first_K[None]
-        ended_score_BC = score_BC / length**length_penalty
-        ended_score_BC = ended_score_BC + (~state.improvable_B)[:, None] * NEVER + (~ended_BC) * NEVER
-        scores = jnp.concatenate([state.finished_score_BK, ended_score_BC], axis=1)
-        finished_score_BK, kept_BK = jax.lax.top_k(scores, K)
-        finished_BKT = jnp.concatenate([state.finished_BKT, candidates_BCT], axis=1)
-        finished_BK = jnp.concatenate([state.finished_BK, ended_BC], axis=1)
-        finished_BK = jnp.take_along_axis(finished_BK, kept_BK, axis=1)
-
-        possible_B1 = running_score_BK[:, :1] / length**length_penalty
-        worst_BK = jnp.where(finished_BK, jnp.min(finished_score_BK, axis=1, keepdims=True), NEVER)
-        return _Beam(
-            position=position + 1,
-            running_BKT=jnp.take_along_axis(candidates_BCT, chosen_BK[:, :, None], axis=1),
-            running_score_BK=running_score_BK,
-            finished_BKT=jnp.take_along_axis(finished_BKT, kept_BK[:, :, None], axis=1),
-            finished_score_BK=finished_score_BK,
-            finished_BK=finished_BK,
-            improvable_B=state.improvable_B & jnp.any(possible_B1 > worst_BK, axis=1),
-            ancestry_BKT=ancestry_BKT,
-            cache=cache,
+        tokens_BK = jax.lax.dynamic_index_in_dim(state.running_BKT, state.position, axis=2, keepdims=False)
+        logits_BKV, cache = step(state.cache, tokens_BK, state.position, state.ancestry_BKT)
+        candidates = _candidates(state, logits_BKV, eos_id)
+        return _compete(_run_on(state, candidates), candidates, length_penalty)._replace(
+            position=state.position + 1, cache=cache
         )
 
     state = _Beam(
@@ -184,6 +148,61 @@ def beam_search(
     )
     state = _run(unfinished, body, state, grow, segments(max_length))
     return state.finished_BKT, state.finished_score_BK
+
+
+class _Candidates(NamedTuple):
+    """The C = 2K best continuations of every row, best first."""
+
+    score_BC: jax.Array  # sum of log probabilities
+    parent_BC: jax.Array  # the beam that is continued
+    tokens_BCT: jax.Array
+    ends_BC: jax.Array
+
+
+def _candidates(state: _Beam, logits_BKV: jax.Array, eos_id: int) -> _Candidates:
+    B, K, T = state.running_BKT.shape
+    vocab_size = logits_BKV.shape[-1]
+    log_probs_BKV = jax.nn.log_softmax(logits_BKV, axis=-1) + state.running_score_BK[:, :, None]
+    score_BC, index_BC = two_stage_top_k(log_probs_BKV.reshape(B, K * vocab_size), 2 * K)
+    parent_BC, token_BC = index_BC // vocab_size, (index_BC % vocab_size).astype(jnp.int32)
+    tokens_BCT = jnp.take_along_axis(state.running_BKT, parent_BC[:, :, None], axis=1)
+    tokens_BCT = jax.lax.dynamic_update_slice_in_dim(tokens_BCT, token_BC[:, :, None], state.position + 1, axis=2)
+    return _Candidates(score_BC, parent_BC, tokens_BCT, (token_BC == eos_id) | (state.position + 2 >= T))
+
+
+def _run_on(state: _Beam, candidates: _Candidates) -> _Beam:
+    """The K best candidates that do not end are the next running beams."""
+    K = state.running_score_BK.shape[1]
+    score_BK, chosen_BK = jax.lax.top_k(candidates.score_BC + candidates.ends_BC * NEVER, K)
+    parent_BK = jnp.take_along_axis(candidates.parent_BC, chosen_BK, axis=1)
+    ancestry_BKT = jnp.take_along_axis(state.ancestry_BKT, parent_BK[:, :, None], axis=1)
+    return state._replace(
+        running_BKT=jnp.take_along_axis(candidates.tokens_BCT, chosen_BK[:, :, None], axis=1),
+        running_score_BK=score_BK,
+        ancestry_BKT=jax.lax.dynamic_update_slice_in_dim(ancestry_BKT, parent_BK[:, :, None], state.position, axis=2),
+    )
+
+
+def _compete(state: _Beam, candidates: _Candidates, length_penalty: float) -> _Beam:
+    """Candidates among the first K that end compete with the finished hypotheses; a settled row takes no more."""
+    K = state.running_score_BK.shape[1]
+    length = (state.position + 1).astype(jnp.float32)
+    ended_BC = candidates.ends_BC & (jnp.arange(2 * K) < K)[None]
+    ended_score_BC = candidates.score_BC / length**length_penalty
+    ended_score_BC = ended_score_BC + (~state.improvable_B)[:, None] * NEVER + (~ended_BC) * NEVER
+    score_BK, kept_BK = jax.lax.top_k(jnp.concatenate([state.finished_score_BK, ended_score_BC], axis=1), K)
+    tokens = jnp.concatenate([state.finished_BKT, candidates.tokens_BCT], axis=1)
+    finished = jnp.concatenate([state.finished_BK, ended_BC], axis=1)
+    finished_BK = jnp.take_along_axis(finished, kept_BK, axis=1)
+
+    possible_B1 = state.running_score_BK[:, :1] / length**length_penalty
+    worst_BK = jnp.where(finished_BK, jnp.min(score_BK, axis=1, keepdims=True), NEVER)
+    return state._replace(
+        finished_BKT=jnp.take_along_axis(tokens, kept_BK[:, :, None], axis=1),
+        finished_score_BK=score_BK,
+        finished_BK=finished_BK,
+        improvable_B=state.improvable_B & jnp.any(possible_B1 > worst_BK, axis=1),
+    )
 
 
 def two_stage_top_k(values_BN: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
