@@ -144,6 +144,7 @@ class PretrainingBatches(_Batches):
       num_shapes: most shapes per stream besides the full one, chosen by running the objective over a sample. With one
         process more than one shape costs nothing; with several each has to make all rows of a batch to know its shape,
         and 0 (the full shape only) avoids that.
+      starts: objective name -> the first batch that may be its own, 0 where none is given: a curriculum.
 
     Keys as in `TrainingBatches`; `task_B` is the number of the stream, in the order given.
     """
@@ -157,6 +158,7 @@ class PretrainingBatches(_Batches):
         process_index: int = 0,
         process_count: int = 1,
         num_shapes: int = 3,
+        starts: Mapping[str, int] | None = None,
     ):
         super().__init__(batch_size, seed, process_index, process_count)
         rates = np.asarray([rate for _, _, rate, _ in streams.values()], np.float64)
@@ -166,7 +168,12 @@ class PretrainingBatches(_Batches):
         for name in used:
             if not len(streams[name][0]):
                 raise UserError(f"pretraining stream {name!r} has no record; give it records or the rate 0.")
-        self._start_id, self._cumulative_rates = start_id, np.cumsum(rates) / rates.sum()
+        self._start_id, self._rates = start_id, rates
+        self._starts = np.asarray([(starts or {}).get(name, 0) for name in streams])
+        if not rates[self._starts <= 0].sum() > 0:
+            raise UserError(
+                f"the starts of {list(streams)} are {self._starts.tolist()}; one of a rate above 0 must be 0."
+            )
         self.names = tuple(streams)
         self._streams = {
             number: _Stream(*streams[name], batch_size=batch_size, seed=(seed, 1, number), num_shapes=num_shapes)
@@ -183,13 +190,23 @@ class PretrainingBatches(_Batches):
         block, position = divmod(number, _BLOCK)
         with self._lock:
             while len(self._drawn) <= block:
-                uniform = np.random.default_rng((self.seed, 2, len(self._drawn))).random(_BLOCK)
-                drawn = np.searchsorted(self._cumulative_rates, uniform, side="right")
+                drawn = self._draw(len(self._drawn))
                 self._before.append(self._before[-1] + np.bincount(drawn, minlength=len(self.names)))
                 self._drawn.append(drawn.astype(np.int16))
         drawn = self._drawn[block]
         stream = int(drawn[position])
         return stream, int(self._before[block][stream] + np.count_nonzero(drawn[:position] == stream))
+
+    def _draw(self, block: int) -> np.ndarray:
+        """The stream of each batch of a block, among those that have started."""
+        uniform = np.random.default_rng((self.seed, 2, block)).random(_BLOCK)
+        number = block * _BLOCK + np.arange(_BLOCK)
+        drawn = np.zeros(_BLOCK, np.int64)
+        for start in np.unique(self._starts):  # ascending: what starts later overwrites
+            rates = np.where(self._starts <= start, self._rates, 0.0)
+            now = number >= start
+            drawn[now] = np.searchsorted(np.cumsum(rates) / rates.sum(), uniform[now], side="right")
+        return drawn
 
     def batch(self, number: int) -> Batch:
         index, before = self.stream_of(number)

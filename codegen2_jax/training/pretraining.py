@@ -39,6 +39,7 @@ class Objective:
       task: the cached task whose records it reads.
       rate: relative share of the batches.
       max_source, max_target: tokens, both special tokens included.
+      start_step: the first step whose batch may be of this objective; one objective at least must start at 0.
       noise: for "span_corruption" and "denoising": the share of noise (density, or the (low, high) of a range).
     """
 
@@ -48,6 +49,7 @@ class Objective:
     rate: float
     max_source: int
     max_target: int
+    start_step: int = 0
     noise: float | tuple[float, float] | None = None
 
     def bind(self, vocabulary: Any):
@@ -204,6 +206,7 @@ class _Runtime:
             start_id=start_id,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            starts={objective.name: objective.start_step for objective in config.objectives},
             num_shapes=0,  # the full shape of each objective: compiling another costs more than its padding
         )
         self.valid = {

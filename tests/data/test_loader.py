@@ -270,6 +270,18 @@ def test_pretraining_draws_one_objective_per_batch_by_its_rate(streams):
     assert [before for _, before in counted] == [int((drawn[:n] == drawn[n]).sum()) for n in range(4090, 4105)]
 
 
+def test_an_objective_is_not_drawn_before_it_starts(streams):
+    starts = {"spans": 5000, "pairs": 700}  # one start inside the first block of draws, one behind it
+    batches = PretrainingBatches(streams, 8, seed=0, starts=starts)
+    drawn = np.asarray([batches.names[batches.stream_of(number)[0]] for number in range(9000)])
+    assert set(drawn[:700]) == {"noise"} and set(drawn[700:5000]) == {"noise", "pairs"}
+    np.testing.assert_allclose(np.mean(drawn[700:5000] == "pairs"), 0.5, atol=0.03)
+    np.testing.assert_allclose(np.mean(drawn[5000:] == "spans"), 0.5, atol=0.03)
+    assert batches.stream_of(5500)[1] == np.count_nonzero(drawn[:5500] == drawn[5500])
+    with pytest.raises(UserError, match="one of a rate above 0 must be 0"):
+        PretrainingBatches(streams, 8, seed=0, starts=dict.fromkeys(("spans", "noise", "pairs"), 3))
+
+
 def test_pretraining_walks_through_all_records_before_repeating_one(streams):
     batches = PretrainingBatches({"noise": streams["noise"]}, 8, seed=3)
     records = np.concatenate([batches.batch(number)["record_B"] for number in range(25)])

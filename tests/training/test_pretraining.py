@@ -24,7 +24,7 @@ TINY = T5Config(
 SHORT = {"max_source": 32, "max_target": 32}
 OBJECTIVES = (
     Objective(name="denoise", kind="denoising", task="toy_windows", rate=2.0, noise=(0.1, 0.3), **SHORT),
-    Objective(name="spans", kind="span_corruption", task="toy_windows", rate=1.0, noise=0.2, **SHORT),
+    Objective(name="spans", kind="span_corruption", task="toy_windows", rate=1.0, noise=0.2, start_step=4, **SHORT),
     Objective(name="text_to_code", kind="text_to_code", task="toy_pairs", rate=1.0, **SHORT),
 )
 
