@@ -1,5 +1,6 @@
 """The one result file of a run, scores.json, and what is shown of it."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -12,8 +13,10 @@ import numpy as np
 
 from codegen2_jax import __version__
 from codegen2_jax.continual import diagnostics, scoring
+from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
+from codegen2_jax.data.plan import record_lengths
 from codegen2_jax.training.step import TrainState
 
 SCORES_FILE = "scores.json"
@@ -51,6 +54,7 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
             "complete": complete,
             "method": config.method,
             "walk": config.walk,
+            "replay": None if config.replay is None else dataclasses.asdict(config.replay),
             "seed": config.seed,
             "init_from": config.source.init_from,
             "weights_digest": setup.loaded.digest,
@@ -67,21 +71,41 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
             "parameters": sum(sizes),
             "prompt_tokens": config.prompt.num_tokens if config.prompt is not None else 0,
             "train_examples_seen": meta["examples_seen"],
+            **_replay_cost(setup, meta),
             "wall_seconds": round(meta["wall_seconds"], 1),
         },
     )
-    for stage, row in enumerate(meta["rows"]):
+    learned = [tuple(range(len(setup.tasks))), *setup.stages]  # row 0 speaks of all tasks
+    for tasks, row in zip(learned, meta["rows"], strict=False):
+        number = 0 if row is meta["rows"][0] else tasks[-1] + 1
         for split, metrics in row.items():
             for metric, values in metrics.items():
                 for task, value in enumerate(values):
-                    if config.walk == "sequential" or stage == 0 or task == stage - 1:
-                        record.record(split, metric, stage=stage, task=task, value=value)
+                    if config.walk != "individual" or task in tasks:
+                        record.record(split, metric, stage=number, task=task, value=value)
     for name, splits in scoring.baselines(setup).items():
         for split, metrics in splits.items():
             for metric, values in metrics.items():
                 record.record_baseline(name, split, metric, values)
     record.diagnostics = _columns(meta["diagnostics"])
     return record.to_dict()
+
+
+def _replay_cost(setup: Setup, meta: dict) -> dict[str, Any]:
+    """What replay held and showed again: examples by task, the bytes of their tokens, examples replayed."""
+    if setup.config.replay is None:
+        return {}
+    buffer = Buffer.from_json(meta["buffer"])
+    kept = {setup.tasks[task].name: buffer.records_of(task) for task in buffer.tasks}
+    lengths = [
+        sum(int(lengths_N[buffer.records_of(task)].sum()) for lengths_N in record_lengths(setup.tasks[task].train))
+        for task in buffer.tasks
+    ]
+    return {
+        "buffer_examples": {name: len(records_N) for name, records_N in kept.items()},
+        "buffer_bytes": 4 * sum(lengths),
+        "replayed_examples_seen": meta["replayed_seen"],
+    }
 
 
 def _columns(rows: list[dict]) -> dict[str, list]:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
+from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.data import cache, converters, loader
+from codegen2_jax.data.plan import Subset
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import runner
 from codegen2_jax.sharding import partitioning
@@ -53,6 +55,11 @@ def _cache_of(config: Any, vocabulary_directory: str) -> dict:
         "vocabulary_dir": vocabulary_directory,
         "environment": {"CODETASK_CL_DIR": config.codetask_cl_dir} if config.codetask_cl_dir else {},
     }
+
+
+def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
+    """The tasks that each stage learns: one after another, or all at once ("joint")."""
+    return [tuple(range(num_tasks))] if walk == "joint" else [(task,) for task in range(num_tasks)]
 
 
 def is_cached(config: Any, vocabulary_directory: str) -> bool:
@@ -99,8 +106,16 @@ class Setup:
             lengths = [loader.record_lengths(task.split(name)) for task in self.tasks for name in ("train", *SPLITS)]
             source_N, target_N = (np.concatenate(part) for part in zip(*lengths, strict=True))
             self.shapes = converters.choose_shapes(source_N, target_N, count=config.num_shapes)
+        self.stages = stages_of(config.walk, len(self.tasks) or ASSUMED_TASKS)
+        if config.replay is not None:
+            config.replay.check(len(self.stages), jax.process_count(), config.batch_size)
         self._place(directory)
         self._compile()
+
+    @property
+    def steps_per_stage(self) -> int:
+        """Optimizer steps of a stage that no early stopping ends, replay between epochs apart."""
+        return self.config.steps_per_task * len(self.stages[0])
 
     @property
     def needs_query(self) -> bool:
@@ -144,7 +159,7 @@ class Setup:
         """The optimizer of one stage, built for the shapes of its parameters."""
         axes, _ = split_params(self.learner.param_axes(), self.config.labels)
         rows = self.learner.row_shapes(trainable, prompt_state)
-        return self.config.optimizer.transformation(self.config.steps_per_task, axes, rows)
+        return self.config.optimizer.transformation(self.steps_per_stage, axes, rows)
 
     def _new_state(self, pretrained: Any) -> TrainState:
         params, prompt_state = self._new_params(pretrained)
@@ -170,8 +185,8 @@ class Setup:
         init = partitioning.init_sharded(self._with_optimizer, self.state_shardings)
         return init(state.trainable, state.frozen, state.prompt_state)
 
-    def start_task(self, state: TrainState, stage: int) -> TrainState:
-        """Lets the prompt open task `stage`: initialises its rows from data, marks it as seen."""
+    def start_task(self, state: TrainState, task: int) -> TrainState:
+        """Lets the prompt open a task: initialises its rows from data, marks it as seen."""
         if self.config.prompt is None:
             return state
         embedding_VD = np.asarray(self._pretrained["embedding"])
@@ -186,9 +201,9 @@ class Setup:
         params, prompt_state = self.config.prompt.start_task(
             jax.tree.map(np.asarray, state.trainable["prompt"]),
             jax.tree.map(np.asarray, state.prompt_state),
-            task=stage,
+            task=task,
             sample=sample,
-            rng=np.random.default_rng((self.config.seed, 3, stage)),
+            rng=np.random.default_rng((self.config.seed, 3, task)),
         )
         place = lambda new, old: jax.device_put(np.asarray(new), old.sharding)  # noqa: E731
         return state.replace(
@@ -201,14 +216,16 @@ class Setup:
     def _compile(self) -> None:
         config = self.config
         optimizer = self.transformation(self.state_shapes.trainable, self.state_shapes.prompt_state)
-        step = make_train_step(
+        make = functools.partial(
+            make_train_step,
             self.learner,
             optimizer,
             seed=config.seed,
-            accumulation_steps=config.accumulation_steps,
             dropout=self.model.config.dropout_rate > 0,
         )
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None))
+        jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(self.state_shardings, None))
+        self.train_step = jit(make(accumulation_steps=config.accumulation_steps))
+        self.replay_step = jit(make(advance=False))
         self.loss_step = jax.jit(make_loss_step(self.learner))
         self._predicts: dict[tuple, Any] = {}
 
@@ -238,20 +255,56 @@ class Setup:
 
     # ------------------------------------------------------------------------------------------------------ data
 
-    def training_batches(self, stage: int) -> loader.TrainingBatches:
-        """The batches of one stage; another seed for each, so that no two stages walk alike."""
-        split = self.tasks[stage].train
+    def training_batches(self, stage: int, buffer: Buffer) -> loader.TrainingBatches | loader.JoinedBatches:
+        """The batches of one stage, joined with replayed rows where the method says so.
+
+        Another seed for each stage, so that no two walk alike. A stage of several tasks draws them in proportion to
+        n^joint_exponent.
+        """
+        config, tasks = self.config, self.stages[stage]
+        splits = [self.tasks[task].train for task in tasks]
+        rates = [len(split) ** config.joint_exponent for split in splits] if len(tasks) > 1 else None
+        batches = self._batches(splits, tasks, config.batch_size, config.seed * 1000 + stage, rates)
+        if config.replay is None or config.replay.schedule != "interleaved" or not buffer.pairs:
+            return batches
+        kept = [Subset(self.tasks[task].train, buffer.records_of(task)) for task in buffer.tasks]
+        rows = config.replay.rows_per_step(config.batch_size)
+        replayed = self._batches(kept, buffer.tasks, rows, config.seed * 1000 + 500 + stage)
+        return loader.JoinedBatches([batches, replayed], self.shapes)
+
+    def _batches(self, splits, tasks, batch_size, seed, rates=None) -> loader.TrainingBatches:
         return loader.TrainingBatches(
-            [split],
-            [stage],
-            self.config.batch_size,
-            self.config.seed * 1000 + stage,
+            splits,
+            tasks,
+            batch_size,
+            seed,
             start_id=self.model.config.decoder_start_token_id,
-            queries=[self.queries.of(split)] if self.needs_query else None,
+            queries=[self._queries_of(split) for split in splits] if self.needs_query else None,
+            rates=rates,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             shapes=self.shapes,
         )
+
+    def _queries_of(self, split: Any) -> np.ndarray:
+        if isinstance(split, Subset):
+            return self.queries.of(split.records)[split.indices]
+        return self.queries.of(split)
+
+    def replayed_batches(self, stage: int, epoch: int, buffer: Buffer):
+        """The batches of one pass over the buffer, after an epoch; this process's rows of each."""
+        config, size = self.config, self.config.replay.rows_per_step(self.config.batch_size)
+        for task, record_B in epoch_end_batches(buffer, size, seed=config.seed, stage=stage, epoch=epoch):
+            split = self.tasks[task].train
+            yield loader.batch_of(
+                split,
+                record_B,
+                task_id=task,
+                shapes=self.shapes,
+                queries=self.queries.of(split) if self.needs_query else None,
+                start_id=self.model.config.decoder_start_token_id,
+                rows=slice(jax.process_index(), None, jax.process_count()),
+            )
 
     @functools.cache  # noqa: B019  one Setup lives as long as its run
     def evaluation_batches(self, task: int, split_name: str) -> list[dict]:

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import jax
 
 from codegen2_jax.continual import results, scoring
+from codegen2_jax.continual.replay import Buffer, Replay
 from codegen2_jax.continual.setup import Setup, is_cached
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding, mean_loss
 from codegen2_jax.training import run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.initialisation import ModelSource
-from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
+from codegen2_jax.training.loop import LOG_EVERY, Clock, raise_if_stopped, run_steps
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.step import Labels, TrainState
 from codegen2_jax.training.tracking import Tracker
@@ -37,7 +38,10 @@ class ContinualLearning:
       stream: a stream that a tasks module registers, or task names joined by commas, in learning order.
       task_modules: modules that register tasks with SeqIO.
       labels: ordered (regex over parameter names, "train" | "freeze").
-      walk: "sequential": each task goes on from the one before; "individual": each starts from the initial weights.
+      walk: "sequential": each task goes on from the one before; "individual": each starts from the initial weights;
+        "joint": one stage learns all tasks at once, for steps_per_task times the number of tasks.
+      joint_exponent: a joint stage draws task t with p_t proportional to n_t ** joint_exponent (specification, 1.5).
+      replay: what of earlier tasks is seen again (`continual.replay.Replay`), None for nothing.
       steps_per_task: optimizer steps of a task, unless early stopping ends it.
       evaluations_per_task: how often a task is validated while it trains; the best state by BLEU + exact match is kept.
       patience: a task ends when both the validation loss and that score did not improve for more than this many
@@ -57,7 +61,9 @@ class ContinualLearning:
     batch_size: int
     seed: int
     prompt: Any = None
-    walk: Literal["sequential", "individual"] = "sequential"
+    walk: Literal["sequential", "individual", "joint"] = "sequential"
+    joint_exponent: float = 0.7
+    replay: Replay | None = None
     decoding: Decoding = Decoding()
     accumulation_steps: int = 1
     evaluations_per_task: int = 3
@@ -79,8 +85,15 @@ class ContinualLearning:
             raise UserError(f"eval_examples={self.eval_examples} is out of range; give 1 or more, or None for all.")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} is negative; use 0 or more.")
-        if self.walk not in ("sequential", "individual"):
-            raise UserError(f"walk={self.walk!r} is unknown; choose 'sequential' or 'individual'.")
+        if self.walk not in ("sequential", "individual", "joint"):
+            raise UserError(f"walk={self.walk!r} is unknown; choose 'sequential', 'individual' or 'joint'.")
+        if self.replay is not None and self.walk != "sequential":
+            raise UserError(f"walk={self.walk!r} has nothing to replay; use replay with walk='sequential'.")
+        if self.replay is not None and self.replay.rows_per_step(self.batch_size) % self.accumulation_steps:
+            raise UserError(
+                f"{self.replay.rows_per_step(self.batch_size)} replayed rows a step are no multiple of "
+                f"accumulation_steps={self.accumulation_steps}; change replay batch_size."
+            )
         if self.batch_size % self.accumulation_steps:
             raise UserError(
                 f"batch_size={self.batch_size} is no multiple of accumulation_steps={self.accumulation_steps}; "
@@ -129,28 +142,30 @@ class _Run:
         self.tracker, self.checkpoints, self.stop = tracker, checkpoints, stop
         self.setup = Setup(config, directory)
         run_directory.write_config(directory, config_text)
-        self.num_tasks = len(self.setup.tasks)
+        self.num_tasks, self.num_stages = len(self.setup.tasks), len(self.setup.stages)
         self.clock = Clock()
         self.began = time.time()
 
     # Checkpoints are numbered along the whole run: stage, then step; a stage's last number is its start of the next.
     def _number(self, stage: int, step: int) -> int:
-        return stage * (self.config.steps_per_task + 1) + step
+        return stage * (self.setup.steps_per_stage + 1) + step
 
     def learn(self) -> None:
         state, best, meta = self._restore()
         config = self.config
-        while meta["stage"] < self.num_tasks:
+        while meta["stage"] < self.num_stages:
             if not meta["trained"]:
                 state, best = self._train(state, best, meta)
             # The rest of the stage is a function of the checkpoint that `_train` left behind.
             state = state.replace(trainable=best)
             self._score(state, meta)
+            if config.replay is not None and not config.replay.with_current:
+                self._admit(meta)
             meta |= {"stage": meta["stage"] + 1, "trained": False, **_start_of_stage(meta["examples_seen"])}
-            if meta["stage"] < self.num_tasks:
+            if meta["stage"] < self.num_stages:
                 if config.walk == "individual":
                     state = self.setup.new_state()
-                state = self._open(state, meta["stage"])
+                state = self._open(state, meta)
             best = _copy(state.trainable)
             self._save(state, best, meta, step=0)
             self._write(meta, complete=False)
@@ -160,54 +175,99 @@ class _Run:
 
     # ---------------------------------------------------------------------------------------------------- stages
 
-    def _open(self, state: TrainState, stage: int) -> TrainState:
-        return self.setup.fresh_optimizer(self.setup.start_task(state, stage))
+    def _open(self, state: TrainState, meta: dict) -> TrainState:
+        for task in self.setup.stages[meta["stage"]]:
+            state = self.setup.start_task(state, task)
+        if self.config.replay is not None and self.config.replay.with_current:
+            self._admit(meta)
+        return self.setup.fresh_optimizer(state)
+
+    def _admit(self, meta: dict) -> None:
+        """Lets the stage's task enter the replay buffer."""
+        (task,) = self.setup.stages[meta["stage"]]
+        buffer = self.config.replay.admit(
+            Buffer.from_json(meta["buffer"]),
+            task,
+            len(self.setup.tasks[task].train),
+            num_tasks=self.num_tasks,
+            seed=self.config.seed,
+        )
+        meta["buffer"] = buffer.to_json()
 
     def _train(self, state: TrainState, best: Any, meta: dict) -> tuple[TrainState, Any]:
-        """Trains the stage's task to its end, keeping the best state by its validation score."""
-        config, stage = self.config, meta["stage"]
-        task = self.setup.tasks[stage]
-        iterator = self.setup.training_batches(stage).iterator()
+        """Trains the stage to its end, keeping the best state by its validation score."""
+        config, setup, stage = self.config, self.setup, meta["stage"]
+        buffer = Buffer.from_json(meta["buffer"])
+        batches = setup.training_batches(stage, buffer)
+        iterator = batches.iterator()
         if meta["data"] is not None:
             iterator.set_state(meta["data"])
-        every = max(1, math.ceil(config.steps_per_task / config.evaluations_per_task))
-        step = int(state.step)
-        description = f"task {stage + 1}/{self.num_tasks} {task.name}"
-        with self.tracker.progress(description, config.steps_per_task, first=step) as progress:
-            while step < config.steps_per_task and not meta["stalled"]:
-                marks = [(step // interval + 1) * interval for interval in (every, config.save_every)]
+        replayed = batches.batch_size - config.batch_size  # rows of every batch
+        total = setup.steps_per_stage
+        every = max(1, math.ceil(total / config.evaluations_per_task))
+        intervals = [every, config.save_every]
+        between_epochs = config.replay is not None and config.replay.schedule == "epoch_end"
+        if between_epochs:
+            intervals.append(batches.batches_per_epoch)
+        step, name = int(state.step), self._name(stage)
+        with self.tracker.progress(f"task {stage + 1}/{self.num_stages} {name}", total, first=step) as progress:
+            while step < total and not meta["stalled"]:
+                first = step
                 state, step = run_steps(
-                    self.setup.train_step,
+                    setup.train_step,
                     state,
                     iterator,
-                    first=step,
-                    last=min(*marks, config.steps_per_task),
-                    mesh=self.setup.mesh,
+                    first=first,
+                    last=min(*((step // interval + 1) * interval for interval in intervals), total),
+                    mesh=setup.mesh,
                     tracker=self.tracker,
                     progress=progress,
                     clock=self.clock,
                     stop=self.stop,
-                    labels={"task": task.name},
-                    metric_offset=stage * config.steps_per_task,
+                    labels={"task": name},
+                    metric_offset=stage * total,
                 )
                 meta["examples_seen"] = meta["examples_before"] + step * config.batch_size
-                if step % every == 0 or step == config.steps_per_task:
+                meta["replayed_seen"] += (step - first) * replayed
+                if between_epochs and (step % batches.batches_per_epoch == 0 or step == total):
+                    state = self._replay(state, meta, buffer, epoch=-(-step // batches.batches_per_epoch))
+                if step % every == 0 or step == total:
                     if self._validate(state, meta, step):
                         best = _copy(state.trainable)
                 meta["data"] = iterator.get_state()
-                meta["trained"] = step == config.steps_per_task or meta["stalled"]
+                meta["trained"] = step == total or meta["stalled"]
                 self._save(state, best, meta, step=step)
                 raise_if_stopped(self.stop, config.model_dir)
         return state, best
 
+    def _name(self, stage: int) -> str:
+        return "+".join(self.setup.tasks[task].name for task in self.setup.stages[stage])
+
+    def _replay(self, state: TrainState, meta: dict, buffer: Buffer, *, epoch: int) -> TrainState:
+        """One pass over the buffer; it moves neither the step number nor the learning rate's schedule."""
+        rows = self.config.replay.rows_per_step(self.config.batch_size)
+        count = sum(-(-len(buffer.records_of(task)) // rows) for task in buffer.tasks)
+        with self.tracker.progress(f"replay of {len(buffer.pairs)} examples", count) as progress:
+            for number, batch in enumerate(self.setup.replayed_batches(meta["stage"], epoch, buffer), start=1):
+                state, metrics = self.setup.replay_step(state, self.setup.put(batch))
+                if number % LOG_EVERY == 0 or number == count:
+                    progress.update(number, loss=float(metrics["loss"]))
+        meta["replayed_seen"] += count * rows
+        return state
+
     def _validate(self, state: TrainState, meta: dict, step: int) -> bool:
-        """Scores the stage's task on its valid split, updates the stall counters; whether this is the best so far."""
+        """Scores the stage's tasks on their valid splits, updates the stall counters; whether this is the best so far.
+
+        Of a joint stage the means over its tasks count.
+        """
         stage, setup = meta["stage"], self.setup
-        batches = setup.evaluation_batches(stage, "valid")
-        loss = mean_loss(setup.loss_step, state, batches, put=setup.put)
         beams = self.config.decoding.selection_beams
-        scores = scoring.score_task(setup, state, stage, "valid", beams=beams, selection="pool").scores
-        value = scoring.selection_score(setup.tasks[stage].scorers, scores)
+        losses, found, values = [], [], []
+        for task in setup.stages[stage]:
+            losses.append(mean_loss(setup.loss_step, state, setup.evaluation_batches(task, "valid"), put=setup.put))
+            found.append(scoring.score_task(setup, state, task, "valid", beams=beams, selection="pool").scores)
+            values.append(scoring.selection_score(setup.tasks[task].scorers, found[-1]))
+        loss, value = sum(losses) / len(losses), sum(values) / len(values)
         better_score = meta["best_score"] is None or value > meta["best_score"]
         better_loss = meta["best_loss"] is None or loss < meta["best_loss"]
         meta["score_stalls"] = 0 if better_score else meta["score_stalls"] + 1
@@ -217,23 +277,24 @@ class _Run:
         if better_loss:
             meta["best_loss"] = loss
         meta["stalled"] = min(meta["score_stalls"], meta["loss_stalls"]) > self.config.patience
-        values = {"valid_loss": loss, **{f"valid_{name}": score for name, score in scores.items()}}
-        at = stage * self.config.steps_per_task + step
-        self.tracker.metrics(at, values, task=setup.tasks[stage].name)
-        text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+        means = {name: sum(scores[name] for scores in found) / len(found) for name in found[0]}
+        shown = {"valid_loss": loss, **{f"valid_{name}": score for name, score in means.items()}}
+        self.tracker.metrics(stage * setup.steps_per_stage + step, shown, task=self._name(stage))
+        text = ", ".join(f"{name} {value:.2f}" for name, value in shown.items())
         self.tracker.message(f"  step {step}: {text}{' (best)' if better_score else ''}")
         return better_score
 
     def _score(self, state: TrainState | None, meta: dict) -> None:
         """Appends a row to R; the row before training (stage None) is decoded without a prompt."""
         before = not meta["rows"]
-        name = "before training" if before else f"after {self.setup.tasks[meta['stage']].name}"
+        name = "before training" if before else f"after {self._name(meta['stage'])}"
         with self.tracker.progress(f"scoring {name}", 2 * self.num_tasks) as progress:
             selection = None if before or self.config.prompt is None else "pool"
             row, details = scoring.score_row(self.setup, state, selection=selection, progress=progress)
         meta["rows"].append(row)
         if not before and self.setup.needs_query:
-            meta["diagnostics"].append(results.diagnose(self.setup, self.directory, state, details, meta["stage"]))
+            last = self.setup.stages[meta["stage"]][-1]
+            meta["diagnostics"].append(results.diagnose(self.setup, self.directory, state, details, last))
         for split, columns in row.items():
             text = "; ".join(
                 f"{column} " + " ".join(f"{value:.1f}" for value in values) for column, values in columns.items()
@@ -250,10 +311,10 @@ class _Run:
             self.tracker.resume(-1)
             self._announce("starting")
             meta = {"stage": 0, "trained": False, "rows": [], "diagnostics": [], "wall_seconds": 0.0}
-            meta |= {"examples_seen": 0, **_start_of_stage(0)}
+            meta |= {"examples_seen": 0, "replayed_seen": 0, "buffer": Buffer().to_json(), **_start_of_stage(0)}
             state = setup.new_state()
             self._score(state, meta)
-            state = self._open(state, 0)
+            state = self._open(state, meta)
             best = _copy(state.trainable)
             self._save(state, best, meta, step=0)
             return state, best, meta
@@ -261,7 +322,7 @@ class _Run:
         self.began -= meta["wall_seconds"]
         frozen = setup.new_state().frozen
         state = TrainState(frozen=frozen, **{name: value for name, value in saved.items() if name != "best"})
-        last_metric = meta["stage"] * self.config.steps_per_task + (number - self._number(meta["stage"], 0))
+        last_metric = meta["stage"] * setup.steps_per_stage + (number - self._number(meta["stage"], 0))
         self.tracker.resume(last_metric)
         self._announce(f"continuing at task {meta['stage'] + 1}, step {int(state.step)}")
         return state, saved["best"], meta

@@ -134,6 +134,28 @@ class TrainingBatches(_Batches):
         return batch
 
 
+class JoinedBatches(_Batches):
+    """Every batch holds the rows of one batch of each part, one part after the other, in one shape of `shapes`."""
+
+    def __init__(self, parts: Sequence[TrainingBatches], shapes: Sequence[Shape]):
+        self._parts, self.shapes = tuple(parts), list(shapes)
+        self.batch_size, self.seed = sum(part.batch_size for part in parts), parts[0].seed
+
+    def batch(self, number: int) -> Batch:
+        batches = [part.batch(number) for part in self._parts]
+        lengths = [[batch[name].shape[1] for batch in batches] for name in ("inputs_BS", "targets_BT")]
+        shape = _fitting(self.shapes, *map(np.asarray, lengths))
+        return {name: np.concatenate([_widen(name, batch[name], shape) for batch in batches]) for name in batches[0]}
+
+
+def _widen(name: str, value: np.ndarray, shape: Shape) -> np.ndarray:
+    """An entry of a batch, padded to the shape; masks are false there."""
+    if value.ndim < 2 or name == "query_BD":
+        return value
+    width = shape[0] if name in ("inputs_BS", "inputs_mask_BS") else shape[1]
+    return np.pad(value, ((0, 0), (0, width - value.shape[1])))
+
+
 class PretrainingBatches(_Batches):
     """Endless batches of pretraining objectives; each batch has one objective, so that its rows are alike in length.
 
@@ -282,8 +304,7 @@ class EvaluationBatches(Sequence):
         self._task_id, self._batch_size = task_id, batch_size
         limit = size if limit is None else min(limit, size)
         chosen = np.arange(limit, dtype=np.int64) * size // limit
-        self._source_N, self._target_N = record_lengths(split)
-        source, target = self._source_N[chosen], self._target_N[chosen]
+        source, target = (lengths_N[chosen] for lengths_N in record_lengths(split))
         self.shapes: list[Shape] = list(shapes or converters.choose_shapes(source, target, count=num_shapes))
         group = converters.smallest_shape(self.shapes, source, target)
         self._order = chosen[np.lexsort((chosen, target, source, group))]
@@ -297,12 +318,15 @@ class EvaluationBatches(Sequence):
         record_B = self._order[number * self._batch_size : (number + 1) * self._batch_size]
         num_valid = len(record_B)
         record_B = np.concatenate([record_B, np.full(self._batch_size - num_valid, record_B[0])])
-        shape = _fitting(self.shapes, self._source_N[record_B], self._target_N[record_B])
-        records = fetch(self._split, record_B)
-        batch = _batch(records, shape, np.full(self._batch_size, self._task_id, np.int32), record_B, self._start_id)
+        batch = batch_of(
+            self._split,
+            record_B,
+            task_id=self._task_id,
+            shapes=self.shapes,
+            queries=self._queries,
+            start_id=self._start_id,
+        )
         batch["valid_B"] = np.arange(self._batch_size) < num_valid
-        if self._queries is not None:
-            batch["query_BD"] = np.asarray(self._queries, np.float32)[record_B]
         return batch
 
 
@@ -328,6 +352,27 @@ def evaluation_batches(
         num_shapes=num_shapes,
         shapes=shapes,
     )
+
+
+def batch_of(
+    split,
+    record_B: np.ndarray,
+    *,
+    task_id: int,
+    shapes: Sequence[Shape],
+    queries: np.ndarray | None,
+    start_id: int,
+    rows: slice = slice(None),
+) -> Batch:
+    """The given records of one split as a batch, of which this process has `rows`; keys as in `TrainingBatches`."""
+    source_N, target_N = record_lengths(split)
+    shape = _fitting(shapes, source_N[record_B], target_N[record_B])
+    record_B = record_B[rows]
+    task_B = np.full(len(record_B), task_id, np.int32)
+    batch = _batch(fetch(split, record_B), shape, task_B, record_B, start_id)
+    if queries is not None:
+        batch["query_BD"] = np.asarray(queries, np.float32)[record_B]
+    return batch
 
 
 def _fitting(shapes: Sequence[Shape], source_lengths_B: np.ndarray, target_lengths_B: np.ndarray) -> Shape:

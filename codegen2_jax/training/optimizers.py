@@ -127,9 +127,12 @@ class _RateState(NamedTuple):
 
 
 def _scale_by_rates(rates: tuple[tuple[str, optax.Schedule], ...]) -> optax.GradientTransformationExtraArgs:
-    """Multiplies by minus the learning rate of the first rule whose pattern matches the leaf's name."""
+    """Multiplies by minus the learning rate of the first rule whose pattern matches the leaf's name.
 
-    def update(updates, state, params=None, **_):
+    `advance=False` takes a step at the present rate and leaves the schedule where it stands.
+    """
+
+    def update(updates, state, params=None, *, advance=True, **_):
         values = [(pattern, rate(state.count)) for pattern, rate in rates]
 
         def scaled(path, update):
@@ -139,7 +142,7 @@ def _scale_by_rates(rates: tuple[tuple[str, optax.Schedule], ...]) -> optax.Grad
                     return -rate * update
             raise UserError(f"No learning rate for {name} in {[p for p, _ in rates]}; add a pattern, or '.*' last.")
 
-        return jax.tree_util.tree_map_with_path(scaled, updates), _RateState(count=state.count + 1)
+        return jax.tree_util.tree_map_with_path(scaled, updates), _RateState(count=state.count + advance)
 
     return optax.GradientTransformationExtraArgs(lambda params: _RateState(count=jnp.zeros((), jnp.int32)), update)
 
@@ -237,7 +240,9 @@ class Adafactor:
                 for p, names in zip(leaves, leaf_axes, strict=True)
             )
 
-        def update(grads, state, params=None, **_):
+        def update(grads, state, params=None, *, advance=True, **_):
+            if not advance and (self.schedule != "constant" or self.warmup_steps):
+                raise UserError("optimizer=Adafactor cannot hold its schedule still between epochs; use AdamW.")
             leaves, tree = jax.tree.flatten(grads)
             new = [
                 jax.vmap(single.update)(g, s, p) if "layers" in names else single.update(g, s, p)

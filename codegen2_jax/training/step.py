@@ -110,7 +110,15 @@ def _microbatches(batch, count):
     return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
 
 
-def make_train_step(learner: Learner, optimizer, *, seed: int, accumulation_steps: int = 1, dropout: bool = False):
+def make_train_step(
+    learner: Learner,
+    optimizer,
+    *,
+    seed: int,
+    accumulation_steps: int = 1,
+    dropout: bool = False,
+    advance: bool = True,
+):
     """Builds `train_step(state, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
     Loss = sum of token losses / true tokens of the global batch - pull_weight * mean over examples of the pull term
@@ -118,6 +126,8 @@ def make_train_step(learner: Learner, optimizer, *, seed: int, accumulation_step
     A step whose loss or gradient norm is not finite changes nothing but `step` and `skipped`.
 
     accumulation_steps: the batch is cut into this many micro-batches, whose gradients are summed in float32.
+    advance: False for a step that does not count (replay between epochs): neither `step` nor the learning rate's
+      schedule moves on.
     """
     base_key = jax.random.key(seed)
     pull_weight = 0.0 if learner.prompt is None else learner.prompt.pull_weight
@@ -135,6 +145,8 @@ def make_train_step(learner: Learner, optimizer, *, seed: int, accumulation_step
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(base_key, state.step)
+        if not advance:  # many such steps share one number; their records tell them apart
+            key = jax.random.fold_in(jax.random.fold_in(key, 1), jnp.sum(batch["record_B"]))
         tokens = jnp.maximum(jnp.sum(batch["loss_mask_BT"], dtype=jnp.float32), 1.0)
         examples = batch["targets_BT"].shape[0]
         grad_fn = jax.grad(objective, has_aux=True)
@@ -158,7 +170,7 @@ def make_train_step(learner: Learner, optimizer, *, seed: int, accumulation_step
         rows = learner.rows(state.trainable, state.prompt_state, batch["task_B"])
         grads = jax.tree.map(lambda g, row: jnp.where(row, g, 0.0), grads, rows)
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable, rows=rows)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable, rows=rows, advance=advance)
         trainable = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.trainable, updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         # Select, never scale: 0 * NaN is NaN.
@@ -166,7 +178,7 @@ def make_train_step(learner: Learner, optimizer, *, seed: int, accumulation_step
             lambda new, old: jnp.where(finite, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
         )
         new_state = state.replace(
-            step=state.step + 1,
+            step=state.step + advance,
             trainable=trainable,
             opt_state=opt_state,
             skipped=jnp.where(finite, 0, state.skipped + 1),

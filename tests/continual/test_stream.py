@@ -151,11 +151,60 @@ def test_sigterm_saves_and_says_how_to_continue(tmp_path, environment):
     assert any((tmp_path / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("method", ["pp", "task_prompts", "finetune", "individual"])
+METHODS = ("pp", "task_prompts", "shared_prompts", "finetune", "individual", "multitask")
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(method, tmp_path, environment):
     done = run(method, tmp_path, environment, "--gin.STEPS_PER_TASK=2")
     assert done.returncode == 0, done.stderr
     record = scores(tmp_path)
     assert record["complete"] and record["method"] == method
-    sequential = method != "individual"
-    assert (record["splits"]["test"]["bleu"][1][1] is not None) == sequential  # an individual model has no other row
+    measured = [[cell is not None for cell in row] for row in record["splits"]["test"]["bleu"]]
+    whole, none = [True] * 3, [False] * 3
+    if method == "individual":  # a model of its own for each task
+        assert measured == [whole, [True, False, False], [False, True, False], [False, False, True]]
+    else:  # learning all at once leaves nothing between before and after
+        assert measured == ([whole, none, none, whole] if method == "multitask" else [whole] * 4)
+    assert record["cost"]["train_examples_seen"] == 3 * 2 * 8
+
+
+@pytest.mark.parametrize("method", ["finetune_er", "shared_prompts_er", "pp_er", "pp_tf_er"])
+def test_replay_runs_in_both_schedules(method, tmp_path, environment):
+    """Interleaved: as many old rows as new ones from the second task on. Between epochs: the task's own slots too."""
+    options = ["--gin.STEPS_PER_TASK=2", "--gin.REPLAY_SIZE=30"]
+    for schedule, replayed in (("interleaved", 2 * 2 * 8), ("epoch_end", (2 + 4 + 6) * 8)):
+        directory = tmp_path / schedule
+        done = run(method, directory, environment, *options, f"--gin.REPLAY_SCHEDULE='{schedule}'")
+        assert done.returncode == 0, done.stderr
+        record = scores(directory)
+        assert record["method"] == method and record["replay"]["schedule"] == schedule
+        assert record["cost"]["replayed_examples_seen"] == replayed
+        assert record["cost"]["buffer_examples"] == {"tiny_copy": 10, "tiny_reverse": 10, "tiny_upper": 10}
+
+
+def test_sigkill_under_replay_changes_no_score_and_no_byte_of_the_state(tmp_path, environment):
+    """Killed inside the last stage: R, keys, prompts, moments, table and buffer are those of the unbroken run."""
+    options = ["--gin.REPLAY_SIZE=30", "--gin.STEPS_PER_TASK=40", "--gin.REPLAY_SCHEDULE='epoch_end'"]
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    assert run("pp_tf_er", unbroken, environment, *options).returncode == 0
+    process = subprocess.Popen(command("pp_tf_er", killed, *options), env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not any(int(name) > 2 * 41 for name in saved(killed) if name.isdigit()):
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before stage 3 could be cut"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert run("pp_tf_er", killed, environment, *options).returncode == 0
+    assert scores(killed) == scores(unbroken)
+    manifests = [last_manifest(directory) for directory in (unbroken, killed)]
+    assert manifests[0] == manifests[1]
+    assert len(manifests[0]["meta"]["buffer"]["pairs"]) == 30
+    assert {"trainable/prompt/keys", "prompt_state/assignment"} <= manifests[0]["leaves"].keys()
+
+
+def last_manifest(directory):
+    """The digests of every array of the last checkpoint, and what stands beside them; times apart."""
+    newest = max(saved(directory), key=lambda name: int(name) if name.isdigit() else -1)
+    manifest = json.loads((directory / "checkpoints" / newest / "meta" / "metadata").read_text())
+    del manifest["meta"]["wall_seconds"]
+    return {"leaves": manifest["leaves"], "meta": manifest["meta"]}

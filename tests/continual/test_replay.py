@@ -1,0 +1,114 @@
+"""Replay: what the buffer keeps, when it is seen again, and that none of it depends on where a run was cut."""
+
+import collections
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from codegen2_jax.continual.replay import Buffer, Replay, epoch_end_batches
+from codegen2_jax.data.loader import JoinedBatches, TrainingBatches
+from codegen2_jax.data.plan import Subset
+from codegen2_jax.errors import UserError
+
+SIZES = (40, 7, 90)
+
+
+def filled(replay, sizes=SIZES, seed=0):
+    buffer = Buffer()
+    for task, size in enumerate(sizes):
+        buffer = replay.admit(buffer, task, size, num_tasks=len(sizes), seed=seed)
+    return buffer
+
+
+def test_a_ring_gives_every_task_its_slots_and_no_record_twice():
+    buffer = filled(Replay(size=30))
+    assert [len(buffer.records_of(task)) for task in range(3)] == [10, 7, 10]  # task 1 has only 7 examples
+    assert len(set(buffer.pairs)) == 27 and all(0 <= record < SIZES[task] for task, record in buffer.pairs)
+    assert filled(Replay(size=30), seed=1) != buffer
+
+
+def test_what_a_ring_holds_of_a_task_stays_when_others_enter():
+    replay = Replay(size=30)
+    first = replay.admit(Buffer(), 0, 40, num_tasks=3, seed=0)
+    assert filled(replay).pairs[:10] == first.pairs
+
+
+def test_a_reservoir_is_a_uniform_sample_of_all_that_was_offered():
+    counts = collections.Counter()
+    for seed in range(400):
+        buffer = filled(Replay(size=12, policy="reservoir"), seed=seed)
+        assert len(buffer.pairs) == len(set(buffer.pairs)) == 12 and buffer.offered == sum(SIZES)
+        counts.update(task for task, _ in buffer.pairs)
+    expected = np.asarray(SIZES) / sum(SIZES) * 12 * 400
+    deviation = np.sqrt(400 * 12 * 0.25)
+    assert all(abs(counts[task] - expected[task]) < 4 * deviation for task in range(3))
+
+
+def test_a_buffer_survives_the_checkpoint():
+    buffer = filled(Replay(size=12, policy="reservoir"))
+    assert Buffer.from_json(json.loads(json.dumps(buffer.to_json()))) == buffer
+
+
+def test_a_pass_shows_every_kept_record_in_batches_of_one_task():
+    buffer = filled(Replay(size=30))
+    seen, order = collections.Counter(), []
+    for task, records in epoch_end_batches(buffer, 4, seed=0, stage=1, epoch=2):
+        assert len(records) == 4
+        seen.update((task, record) for record in records.tolist())
+        order.append(task)
+    assert set(seen) == set(buffer.pairs) and sum(seen.values()) == 12 + 8 + 12
+    assert len([a for a, b in zip(order, order[1:], strict=False) if a != b]) == 2  # whole tasks
+    again = [records.tolist() for _, records in epoch_end_batches(buffer, 4, seed=0, stage=1, epoch=2)]
+    other = [records.tolist() for _, records in epoch_end_batches(buffer, 4, seed=0, stage=1, epoch=3)]
+    assert again == [records.tolist() for _, records in epoch_end_batches(buffer, 4, seed=0, stage=1, epoch=2)] != other
+
+
+def test_joined_batches_hold_both_parts_in_one_shape():
+    rng = np.random.default_rng(0)
+
+    def split(count, longest):
+        return [
+            {"inputs": rng.integers(1, 9, rng.integers(2, longest)), "targets": rng.integers(1, 9, 4)}
+            for _ in range(count)
+        ]
+
+    shapes = [(16, 8), (48, 8)]
+    new, old = split(30, 40), split(30, 12)
+    parts = [
+        TrainingBatches([new], [2], 4, 0, shapes=shapes),
+        TrainingBatches([Subset(old, [3, 5, 8]), Subset(old, [0, 1])], [0, 1], 2, 0, shapes=shapes),
+    ]
+    joined = JoinedBatches(parts, shapes)
+    assert joined.batch_size == 6
+    for number in range(5):
+        batch, halves = joined.batch(number), [part.batch(number) for part in parts]
+        assert batch["inputs_BS"].shape in [(6, source) for source, _ in shapes]
+        assert batch["task_B"].tolist() == [*halves[0]["task_B"], *halves[1]["task_B"]]
+        width = halves[1]["inputs_BS"].shape[1]
+        np.testing.assert_array_equal(batch["inputs_BS"][4:, :width], halves[1]["inputs_BS"])
+        assert batch["loss_mask_BT"].sum() == sum(half["loss_mask_BT"].sum() for half in halves)
+        assert not batch["inputs_mask_BS"][4:, width:].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "replay size=0 is out of range"),
+        ({"size": 5, "policy": "queue"}, "policy='queue' is unknown"),
+        ({"size": 5, "schedule": "always"}, "schedule='always' is unknown"),
+        ({"size": 5, "batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Replay(**settings)
+
+
+def test_a_ring_too_small_for_the_stream_is_refused():
+    with pytest.raises(UserError, match="size=3 leaves no slot for each of 4 tasks"):
+        Replay(size=3).check(4, 1, 8)
+    with pytest.raises(UserError, match="8 replayed rows a step do not divide among 3 processes"):
+        Replay(size=30, schedule="epoch_end").check(4, 3, 9)
+    dataclasses.replace(Replay(size=3), policy="reservoir").check(4, 1, 8)
