@@ -145,6 +145,7 @@ def test_seqio_and_tensorflow_are_imported_late_and_in_few_places():
         ({"safetensors", "huggingface_hub"}, ("interop", "data")),
         ({"tokenizers"}, ("data/vocabulary.py",)),
         ({"grain", "array_record"}, ("data",)),
+        ({"tree_sitter", "tree_sitter_java", "tree_sitter_c_sharp"}, ("metrics/code_trees.py",)),
     ],
     ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else "",
 )

@@ -11,13 +11,17 @@ import numpy as np
 from codegen2_jax.decoding.generate import generate
 from codegen2_jax.errors import UserError
 from codegen2_jax.metrics.bleu import codet5_bleu, codet5_smooth_bleu
+from codegen2_jax.metrics.codebleu import codebleu_c_sharp, codebleu_java
 from codegen2_jax.metrics.exact_match import exact_match
 
-# The scorers that a task may name: what its column of R holds, and the function (hypotheses, references) -> 0..100.
-SCORERS: dict[str, tuple[str, Callable[[Sequence[str], Sequence[str]], float]]] = {
+# The scorers that a task may name: what its column of R holds, and the function (hypotheses, references) -> 0..100, or
+# None where a package that it needs is not installed.
+SCORERS: dict[str, tuple[str, Callable[[Sequence[str], Sequence[str]], float | None]]] = {
     "codet5_bleu": ("bleu", codet5_bleu),
     "codet5_smooth_bleu": ("bleu", codet5_smooth_bleu),
     "exact_match": ("exact_match", exact_match),
+    "codebleu_java": ("codebleu", codebleu_java),
+    "codebleu_c_sharp": ("codebleu", codebleu_c_sharp),
 }
 
 
@@ -48,8 +52,11 @@ class Decoding:
         return "greedy" if beams == 1 else f"beam_{beams}_length_penalty_{self.length_penalty:g}"
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], scorers: Iterable[str]) -> dict[str, float]:
-    """Scores by the names of R's columns ("bleu", "exact_match"), each 0 to 100. UserError for an unknown scorer."""
+def score(hypotheses: Sequence[str], references: Sequence[str], scorers: Iterable[str]) -> dict[str, float | None]:
+    """Scores by the names of R's columns ("bleu", "exact_match"), each 0 to 100, or None for "not computed".
+
+    UserError for an unknown scorer.
+    """
     scores = {}
     for name in scorers:
         if name not in SCORERS:

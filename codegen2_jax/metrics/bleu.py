@@ -69,10 +69,11 @@ def _matches_and_totals(hypothesis: list[str], reference: list[str]) -> list[tup
     """For n = 1..4: n-grams of the hypothesis also in the reference (clipped to its count there), and all of them."""
     counts = []
     for n in range(1, MAX_ORDER + 1):
-        common = _ngrams(hypothesis, n) & _ngrams(reference, n)
+        common = ngrams(hypothesis, n) & ngrams(reference, n)
         counts.append((common.total(), max(0, len(hypothesis) - n + 1)))
     return counts
 
 
-def _ngrams(tokens: list[str], n: int) -> Counter:
+def ngrams(tokens: list[str], n: int) -> Counter:
+    """Counts of the n-grams, as tuples of tokens."""
     return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
