@@ -17,6 +17,18 @@ MAX_LENGTHS = {
     "codetask_summarize": (256, 128),
     "codetask_refine": (130, 120),
 }
+# What stands before a source where tags are on, as the paper's released code writes it.
+TAGS = {
+    "codetask_concode": "<concode> <None> ",
+    "codetask_translate": "<translate> <java-cs> ",
+    "codetask_summarize": "<summarize> <ruby> ",
+    "codetask_refine": "<refine> <small> ",
+}
+CODEBLEU = {
+    "codetask_concode": sequences.codebleu_java,
+    "codetask_translate": sequences.codebleu_c_sharp,
+    "codetask_refine": sequences.codebleu_java,
+}
 STREAMS = {"codetask_cl": codetask_cl.TASKS}
 
 
@@ -33,6 +45,7 @@ def provenance(task: str, split: str) -> dict:
         "settings": {},
         "environment": [codetask_cl.DIRECTORY_VARIABLE],
         "max_lengths": list(MAX_LENGTHS[task]),
+        "tag": TAGS[task],
         "rejected": [{"file": one.file, "line": one.line, "reason": one.reason} for one in read.rejected],
         "counts": {"rows": read.rows, "examples": len(read.examples), "rejected": len(read.rejected)},
     }
@@ -44,6 +57,6 @@ for _name in codetask_cl.TASKS:
         _name,
         functools.partial(_read, _name),
         max_lengths=MAX_LENGTHS[_name],
-        metric_fns=(_bleu, sequences.exact_match),
+        metric_fns=(_bleu, sequences.exact_match, *([CODEBLEU[_name]] if _name in CODEBLEU else [])),
     )
 sequences.register_stream("codetask_cl", codetask_cl.TASKS)

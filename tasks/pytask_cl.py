@@ -28,6 +28,13 @@ MAX_LENGTHS = {
     "pytask_summarize": (128, 64),
     "pytask_refine": (128, 128),
 }
+# What stands before a source where tags are on; like those of CodeTask-CL.
+TAGS = {
+    "pytask_generate": "<generate> <python> ",
+    "pytask_translate": "<translate> <python-javascript> ",
+    "pytask_summarize": "<summarize> <python> ",
+    "pytask_refine": "<refine> <python> ",
+}
 STREAMS = {"pytask_cl": pytask_cl.TASKS}
 
 _MADE_BY = (
@@ -48,6 +55,7 @@ def provenance(task: str, split: str) -> dict:
         "licence": sources.STANDARD_LIBRARY_LICENCE,
         "settings": {"interpreter": pytask_cl.interpreter(), "limits": repr(pytask_cl.LIMITS)},
         "max_lengths": list(MAX_LENGTHS[task]),
+        "tag": TAGS[task],
         "counts": pytask_cl.examples_of(task).counts[split],
     }
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 import codegen2_jax
 from codegen2_jax.data.sources import TextExample
 from codegen2_jax.data.vocabulary import Vocabulary, as_seqio
-from codegen2_jax.metrics import bleu
+from codegen2_jax.metrics import bleu, codebleu
 from codegen2_jax.metrics import exact_match as exact_match_metric
 
 TOKENIZED_TOGETHER = 256
@@ -167,6 +167,16 @@ def codet5_smooth_bleu(targets, predictions):
 def exact_match(targets, predictions):
     """Percentage of predictions equal to their reference."""
     return {"exact_match": exact_match_metric.exact_match(predictions, targets)}
+
+
+def codebleu_java(targets, predictions):
+    """CodeBLEU of Java, 0..100, or None without tree-sitter."""
+    return {"codebleu_java": codebleu.codebleu_java(predictions, targets)}
+
+
+def codebleu_c_sharp(targets, predictions):
+    """CodeBLEU of C#, 0..100, or None without tree-sitter."""
+    return {"codebleu_c_sharp": codebleu.codebleu_c_sharp(predictions, targets)}
 
 
 def reference_text(decoded: str, example: Mapping | None = None, is_target: bool = False) -> str:

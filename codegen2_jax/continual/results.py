@@ -40,16 +40,12 @@ def versions() -> dict[str, str]:
 def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str, Any]:
     """The contents of scores.json for a run that stands at `meta`."""
     config = setup.config
-    columns = {"bleu": [], "exact_match": []}
-    for task in setup.tasks:
-        for scorer in task.scorers:
-            columns[scoring.runner.SCORERS[scorer][0]].append(scorer)
     digests = [task.split(name).digest for task in setup.tasks for name in ("train", *SPLITS)]
     shapes = setup.state_shapes
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (shapes.trainable, shapes.frozen)]
     record = Scores(
         tasks=[task.name for task in setup.tasks],
-        scorers={name: ids for name, ids in columns.items() if len(ids) == len(setup.tasks)},
+        scorers={name: [scoring.scorer_of(task, name) for task in setup.tasks] for name in scoring.columns(setup)},
         header={
             "complete": complete,
             "method": config.method,
@@ -63,7 +59,9 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
             "decoding": config.decoding.identifier(config.decoding.scoring_beams),
             "eval_examples": config.eval_examples,
             "future_data_in_init": config.prompt is not None and config.prompt.sees_future_data,
-            "task_id_in_query": False,
+            "tags": config.tags,
+            "task_id_in_query": config.tags == "input_and_query",
+            "deviations_from_the_paper": deviations(config),
             "versions": versions(),
         },
         cost={
@@ -81,7 +79,7 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
         for split, metrics in row.items():
             for metric, values in metrics.items():
                 for task, value in enumerate(values):
-                    if config.walk != "individual" or task in tasks:
+                    if value is not None and (config.walk != "individual" or task in tasks):
                         record.record(split, metric, stage=number, task=task, value=value)
     for name, splits in scoring.baselines(setup).items():
         for split, metrics in splits.items():
@@ -89,6 +87,30 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
                 record.record_baseline(name, split, metric, values)
     record.diagnostics = _columns(meta["diagnostics"])
     return record.to_dict()
+
+
+def deviations(config: Any) -> list[str]:
+    """In what a run differs from what arXiv 2307.02435 and its released code do."""
+    found = ["no loss on padding", "sources carry no new tag tokens, targets no tags"]
+    prompt = config.prompt
+    if config.tags == "none":
+        found.append("no task tags")
+    elif config.tags == "input":
+        found.append("task tags in the model's input, not in the query")
+    if prompt is not None and prompt.needs_query:
+        found.append("no dropout in the query encoder")
+        if not prompt.sees_future_data:
+            found.append("keys and prompts start without data of later tasks")
+        if prompt.selectable != "all":
+            found.append("only keys of tasks already seen can be selected")
+        if prompt.prompt_order != "score":
+            found.append("prompts stand in the order of their keys, not of their scores")
+    if config.replay is not None:
+        if config.replay.schedule != "epoch_end":
+            found.append("replayed rows join every step instead of passes between epochs")
+        if config.replay.policy != "ring":
+            found.append("the buffer is a reservoir, not a ring")
+    return found
 
 
 def _replay_cost(setup: Setup, meta: dict) -> dict[str, Any]:
@@ -125,7 +147,7 @@ def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, st
     scored = [details["test", task] for task in range(len(setup.tasks))]
     limit = setup.config.eval_examples
     queries = [
-        setup.queries.of(data.test, limit=limit)[part.records_N] for data, part in zip(setup.tasks, scored, strict=True)
+        setup.queries_of(data.test, limit=limit)[part.records_N] for data, part in zip(setup.tasks, scored, strict=True)
     ]
     task_B = np.repeat(np.arange(len(queries)), [len(query_ND) for query_ND in queries])
     query_BD = np.concatenate(queries)

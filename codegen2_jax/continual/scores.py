@@ -127,14 +127,15 @@ METRICS = {
 class Scores:
     """Everything a run has measured; `to_dict` is scores.json, `from_dict` continues from one.
 
-    tasks: names in stream order. scorers: metric -> scorer id per task, e.g. {"bleu": ["codet5_bleu", ...]}.
+    tasks: names in stream order. scorers: metric -> scorer id per task (None: the task has none), e.g.
+    {"bleu": ["codet5_bleu", ...]}.
     header: method, seed, digests, versions, decoding: facts that are stored as they are.
     leave_out: tasks without usable signal; an average without each of them is added (e.g. refinement, whose BLEU does
     not leave the copy baseline).
     """
 
     tasks: Sequence[str]
-    scorers: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    scorers: Mapping[str, Sequence[str | None]] = dataclasses.field(default_factory=dict)
     header: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     leave_out: Sequence[str] = ()
     splits: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -277,9 +278,11 @@ def _title(scores: Mapping[str, Any], split: str, metric: str) -> str:
     if not ids:
         return f"{split} {metric}"
     users = {
-        scorer: [task for task, used in zip(scores["stream"], ids, strict=True) if used == scorer] for scorer in ids
+        scorer: [task for task, used in zip(scores["stream"], ids, strict=True) if used == scorer]
+        for scorer in ids
+        if scorer is not None
     }
-    if len(users) == 1:
+    if len(users) == 1 and None not in ids:
         return f"{split} {metric}: {ids[0]}"
     return f"{split} {metric}: " + ", ".join(f"{scorer} ({', '.join(tasks)})" for scorer, tasks in users.items())
 

@@ -17,9 +17,19 @@ BASELINES = ("copy", "constant")
 class TaskScores:
     """Scores of one task's split by column, and the prompts that were selected for each scored example."""
 
-    scores: dict[str, float]
+    scores: dict[str, float | None]
     selected_NK: np.ndarray
     records_N: np.ndarray
+
+
+def scorer_of(task: Any, column: str) -> str | None:
+    """The scorer that fills a column of R for this task, None for none."""
+    return next((name for name in task.scorers if runner.SCORERS[name][0] == column), None)
+
+
+def columns(setup: Setup) -> list[str]:
+    """The columns of R: what any task of the stream is scored by. A task without a scorer for one has None there."""
+    return list(dict.fromkeys(runner.SCORERS[name][0] for task in setup.tasks for name in task.scorers))
 
 
 def score_task(
@@ -47,7 +57,7 @@ def score_task(
     )
 
 
-def selection_score(scorers: tuple[str, ...], scores: dict[str, float]) -> float:
+def selection_score(scorers: tuple[str, ...], scores: dict[str, float | None]) -> float:
     """What early stopping maximises: BLEU + exact match, BLEU alone for summaries (specification, 1.5)."""
     if "codet5_smooth_bleu" in scorers:
         return scores["bleu"]
@@ -65,8 +75,8 @@ def score_row(setup: Setup, state: TrainState, *, selection: str | None, progres
         for task in range(len(setup.tasks)):
             beams = setup.config.decoding.scoring_beams
             details[split, task] = score_task(setup, state, task, split, beams=beams, selection=selection)
-            for column, value in details[split, task].scores.items():
-                row[split][column].append(value)
+            for column in columns(setup):
+                row[split][column].append(details[split, task].scores.get(column))
             progress.update(len(details))
     return {split: dict(columns) for split, columns in row.items()}, details
 
@@ -89,6 +99,7 @@ def baselines(setup: Setup) -> dict[str, dict[str, dict[str, list[float]]]]:
             references = [example["targets_text"] for example in examples]
             outputs = {"copy": [example["inputs_text"] for example in examples], "constant": [constant] * len(examples)}
             for name in BASELINES:
-                for column, value in runner.score(outputs[name], references, data.scorers).items():
-                    result[name][split][column].append(value)
+                scores = runner.score(outputs[name], references, data.scorers)
+                for column in columns(setup):
+                    result[name][split][column].append(scores.get(column))
     return {name: {split: dict(columns) for split, columns in splits.items()} for name, splits in result.items()}

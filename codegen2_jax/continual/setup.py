@@ -13,6 +13,7 @@ from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.data import cache, converters, loader
 from codegen2_jax.data.plan import Subset
+from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import runner
 from codegen2_jax.sharding import partitioning
@@ -67,7 +68,7 @@ def is_cached(config: Any, vocabulary_directory: str) -> bool:
     return not cache.missing(**_cache_of(config, vocabulary_directory))
 
 
-def open_tasks(config: Any, vocabulary_directory: str) -> list[TaskData]:
+def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[TaskData]:
     """Opens the caches of the stream's tasks, in order; makes the missing ones in a child process."""
     arguments = _cache_of(config, vocabulary_directory)
     directory = arguments["cache_dir"]
@@ -81,6 +82,9 @@ def open_tasks(config: Any, vocabulary_directory: str) -> list[TaskData]:
             if not info.get("has_targets", {}).get(split, True):
                 raise UserError(f"task {name} has no targets in its split {split!r}; scoring it would mean nothing.")
         splits = {split: cache.open_split(directory, name, split) for split in ("train", *SPLITS)}
+        if config.tags != "none":
+            tag = vocabulary.encode(info["tag"])
+            splits = {split: TaggedSplit(one, tag, info["max_lengths"][0]) for split, one in splits.items()}
         tasks.append(
             TaskData(name=name, scorers=tuple(info["metrics"]), max_lengths=tuple(info["max_lengths"]), **splits)
         )
@@ -101,7 +105,7 @@ class Setup:
         self.put = functools.partial(partitioning.put_batch, self.mesh)
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]
         if with_data:
-            self.tasks = open_tasks(config, self.loaded.vocabulary_directory)
+            self.tasks = open_tasks(config, self.loaded.vocabulary_directory, self.vocabulary)
             # One set of shapes for all tasks: each shape is compiled once, whichever task it serves.
             lengths = [loader.record_lengths(task.split(name)) for task in self.tasks for name in ("train", *SPLITS)]
             source_N, target_N = (np.concatenate(part) for part in zip(*lengths, strict=True))
@@ -194,7 +198,7 @@ class Setup:
         def sample(task: int, count: int, rng: np.random.Generator):
             split = self.tasks[task].train
             records = rng.choice(len(split), size=count, replace=count > len(split))
-            query_ND = self.queries.of(split)[records] if self.needs_query else None
+            query_ND = self.queries_of(split)[records] if self.needs_query else None
             tokens = [split[int(record)]["inputs"] for record in records]
             return query_ND, mean_embeddings(embedding_VD, tokens)
 
@@ -279,17 +283,20 @@ class Setup:
             batch_size,
             seed,
             start_id=self.model.config.decoder_start_token_id,
-            queries=[self._queries_of(split) for split in splits] if self.needs_query else None,
+            queries=[self.queries_of(split) for split in splits] if self.needs_query else None,
             rates=rates,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             shapes=self.shapes,
         )
 
-    def _queries_of(self, split: Any) -> np.ndarray:
+    def queries_of(self, split: Any, *, limit: int | None = None) -> np.ndarray:
+        """query_ND of a split; from the sources without their tags unless the configuration says otherwise."""
         if isinstance(split, Subset):
-            return self.queries.of(split.records)[split.indices]
-        return self.queries.of(split)
+            return self.queries_of(split.records)[split.indices]
+        if isinstance(split, TaggedSplit) and self.config.tags != "input_and_query":
+            split = split.records
+        return self.queries.of(split, limit=limit)
 
     def replayed_batches(self, stage: int, epoch: int, buffer: Buffer):
         """The batches of one pass over the buffer, after an epoch; this process's rows of each."""
@@ -301,7 +308,7 @@ class Setup:
                 record_B,
                 task_id=task,
                 shapes=self.shapes,
-                queries=self.queries.of(split) if self.needs_query else None,
+                queries=self.queries_of(split) if self.needs_query else None,
                 start_id=self.model.config.decoder_start_token_id,
                 rows=slice(jax.process_index(), None, jax.process_count()),
             )
@@ -316,7 +323,7 @@ class Setup:
                 task_id=task,
                 batch_size=self.config.decoding.batch_size,
                 limit=limit,
-                queries=self.queries.of(split, limit=limit) if self.needs_query else None,
+                queries=self.queries_of(split, limit=limit) if self.needs_query else None,
                 start_id=self.model.config.decoder_start_token_id,
                 shapes=self.shapes,
             )

@@ -42,6 +42,7 @@ class ContinualLearning:
         "joint": one stage learns all tasks at once, for steps_per_task times the number of tasks.
       joint_exponent: a joint stage draws task t with p_t proportional to n_t ** joint_exponent (specification, 1.5).
       replay: what of earlier tasks is seen again (`continual.replay.Replay`), None for nothing.
+      tags: whether every source begins with the tag of its task (data/tags.py), and whether the query sees it too.
       steps_per_task: optimizer steps of a task, unless early stopping ends it.
       evaluations_per_task: how often a task is validated while it trains; the best state by BLEU + exact match is kept.
       patience: a task ends when both the validation loss and that score did not improve for more than this many
@@ -64,6 +65,7 @@ class ContinualLearning:
     walk: Literal["sequential", "individual", "joint"] = "sequential"
     joint_exponent: float = 0.7
     replay: Replay | None = None
+    tags: Literal["none", "input", "input_and_query"] = "none"
     decoding: Decoding = Decoding()
     accumulation_steps: int = 1
     evaluations_per_task: int = 3
@@ -87,6 +89,8 @@ class ContinualLearning:
             raise UserError(f"seed={self.seed} is negative; use 0 or more.")
         if self.walk not in ("sequential", "individual", "joint"):
             raise UserError(f"walk={self.walk!r} is unknown; choose 'sequential', 'individual' or 'joint'.")
+        if self.tags not in ("none", "input", "input_and_query"):
+            raise UserError(f"tags={self.tags!r} is unknown; choose 'none', 'input' or 'input_and_query'.")
         if self.replay is not None and self.walk != "sequential":
             raise UserError(f"walk={self.walk!r} has nothing to replay; use replay with walk='sequential'.")
         if self.replay is not None and self.replay.rows_per_step(self.batch_size) % self.accumulation_steps:
@@ -277,7 +281,8 @@ class _Run:
         if better_loss:
             meta["best_loss"] = loss
         meta["stalled"] = min(meta["score_stalls"], meta["loss_stalls"]) > self.config.patience
-        means = {name: sum(scores[name] for scores in found) / len(found) for name in found[0]}
+        named = [name for name in found[0] if all(scores.get(name) is not None for scores in found)]
+        means = {name: sum(scores[name] for scores in found) / len(found) for name in named}
         shown = {"valid_loss": loss, **{f"valid_{name}": score for name, score in means.items()}}
         self.tracker.metrics(stage * setup.steps_per_stage + step, shown, task=self._name(stage))
         text = ", ".join(f"{name} {value:.2f}" for name, value in shown.items())
@@ -297,7 +302,8 @@ class _Run:
             meta["diagnostics"].append(results.diagnose(self.setup, self.directory, state, details, last))
         for split, columns in row.items():
             text = "; ".join(
-                f"{column} " + " ".join(f"{value:.1f}" for value in values) for column, values in columns.items()
+                f"{column} " + " ".join("-" if value is None else f"{value:.1f}" for value in values)
+                for column, values in columns.items()
             )
             self.tracker.message(f"  {name}, {split}: {text}")
 

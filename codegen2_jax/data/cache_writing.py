@@ -36,7 +36,7 @@ def build(
     """Imports the task modules, caches the tasks behind `names` that have no current cache, returns {task: info}.
 
     A task module registers its tasks on import; `STREAMS` maps stream names to tuples of task names, and
-    `provenance(task, split)`, where there is one, tells sources, licence, settings and counts.
+    `provenance(task, split)`, where there is one, tells sources, licence, settings, counts and the task's tag.
     """
     cache_dir = Path(cache_dir).absolute()
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -141,6 +141,7 @@ def write_task(
         "splits": {},
         "has_targets": {},
         "licence": "",
+        "tag": f"<{task.name}> ",
         "settings": {},
         "environment": {},
         "sources": dict(module_sources or {}),
@@ -166,6 +167,7 @@ def write_task(
         info["sources"] |= facts.get("sources", {})
         info["settings"] |= facts.get("settings", {})
         info["licence"] = facts.get("licence", info["licence"])
+        info["tag"] = facts.get("tag", info["tag"])
         info["environment"] |= {name: os.environ.get(name) for name in facts.get("environment", ())}
         progress(
             f"{task.name}/{split}: {entry['examples']} examples, {len(rejected)} rejected, truncated "

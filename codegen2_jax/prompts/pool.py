@@ -27,11 +27,15 @@ import numpy as np
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.prompts.assignment import ASSIGNMENTS, assignment_table
+from codegen2_jax.prompts.clusters import kmeans
+from codegen2_jax.prompts.sharing import SHARING, first_owner_only, similar_keys, without_sharing
 from codegen2_jax.prompts.soft import Sample, Tree, random_rows
 
+QUERIES_PER_TASK = 512  # from which a task's mean or its clusters are estimated
 _CHOICES = {
     "assignment": tuple(ASSIGNMENTS),
-    "initialisation": ("strict", "paper", "random_unit"),
+    "initialisation": ("strict", "paper", "random_unit", "uniform"),
+    "sharing": SHARING,
     "selectable": ("seen", "all"),
     "prompt_order": ("key_id", "score"),
     "prompt_scale": ("unit", "embedding"),
@@ -42,15 +46,18 @@ _CHOICES = {
 class PromptPool:
     """Settings of a pool, and its pure functions; the interface is described in `prompts/soft.py`.
 
-    top_k: prompts chosen per example (K). prompt_length: vectors per prompt (L). assignment, pool_size and
-    shared_per_pair: see `assignment_table`. pull_weight: weight of the pull of chosen keys towards the query.
+    top_k: prompts chosen per example (K). prompt_length: vectors per prompt (L). assignment, pool_size, shared_per_pair
+    and seed: see `assignment_table`. sharing: what becomes of keys with two owners, see prompts/sharing.py.
+    pull_weight: weight of the pull of chosen keys towards the query.
 
     initialisation: "strict" sets a task's new keys from that task's own training inputs when it starts; "paper" sets
     all keys from the inputs of all tasks before the first one, as published, which looks into the future
-    (`sees_future_data`); "random_unit" uses random keys and random rows of the input embedding, all ready at once.
+    (`sees_future_data`); "random_unit" uses random keys and random rows of the input embedding, "uniform" L2P's
+    U[0, 0.01) for both, all ready at once. Under assignment "kmeans" a task's keys start at k-means centres of its
+    training queries, whatever sets the prompts.
 
-    selectable: "seen" offers an evaluation the ready keys of tasks already started, "all" every ready key ("paper" and
-    "random_unit" make them ready before the first task; under "strict" the two agree).
+    selectable: "seen" offers an evaluation the ready keys of tasks already started, "all" every ready key (all but
+    "strict" make them ready before the first task; under "strict" the two agree).
 
     prompt_order: the chosen prompts stand by ascending key id, or by descending score as in the released code. The
     model's positions are relative, so the order matters.
@@ -64,6 +71,8 @@ class PromptPool:
     assignment: str = "disjoint"
     pool_size: int | None = None
     shared_per_pair: int = 2
+    sharing: str = "train_both"
+    seed: int = 0
     pull_weight: float = 0.1
     initialisation: str = "strict"
     selectable: str = "seen"
@@ -79,6 +88,11 @@ class PromptPool:
                 raise UserError(f"{name}={getattr(self, name)} is too small; it must be at least 1.")
         if not (math.isfinite(self.pull_weight) and self.pull_weight >= 0):
             raise UserError(f"pull_weight={self.pull_weight} must be 0 or more; a negative one would push keys away.")
+        if self.assignment in ("kmeans", "similarity") and self.initialisation != "strict":
+            raise UserError(
+                f"assignment={self.assignment!r} sets keys when their task starts and needs initialisation='strict', "
+                f"not {self.initialisation!r}."
+            )
 
     @property
     def needs_query(self) -> bool:
@@ -96,27 +110,44 @@ class PromptPool:
 
     def table(self, num_tasks: int) -> np.ndarray:
         """assignment_JM for a stream of `num_tasks`; UserError when these settings cannot serve it."""
-        return assignment_table(
-            self.assignment,
+        return self._table(num_tasks)[0]
+
+    def _table(self, num_tasks: int) -> tuple[np.ndarray, np.ndarray]:
+        """The table, and copy_of_M: the key whose values a key starts from, -1 for none."""
+        assignment_JM = assignment_table(
+            "disjoint" if self._copies_similar else self.assignment,
             num_tasks=num_tasks,
             top_k=self.top_k,
             pool_size=self.pool_size,
             shared_per_pair=self.shared_per_pair,
+            seed=self.seed,
         )
+        if self.sharing == "copy_on_share" and not assignment_JM.all():
+            return without_sharing(assignment_JM)
+        return assignment_JM, np.full(assignment_JM.shape[1], -1, np.int32)
+
+    @property
+    def _copies_similar(self) -> bool:
+        """Whether a later task's last keys are copies, chosen when it starts."""
+        return self.assignment == "similarity" and self.sharing == "copy_on_share"
 
     def init(self, key: jax.Array, *, num_tasks: int, embedding_VD: jax.Array, query_width: int) -> tuple[Tree, Tree]:
         """params: keys (M, Dq), prompts (M, L, D), both float32.
 
         state: assignment (J, M) bool; ready (M,) bool, the key has been set; seen (J,) bool, the task was started;
-        usage (J, M) int32, selection counts; prompt_norm () float32, length of prompt vectors made from data.
+        usage (J, M) int32, selection counts; prompt_norm () float32, length of prompt vectors made from data; copy_of
+        (M,) int32, the key that a key starts from, or -1; under "similarity" means (J, Dq), the tasks' mean queries.
         Keys that `start_task` sets later are zeros until then.
         """
-        assignment_JM = self.table(num_tasks)
+        assignment_JM, copy_of_M = self._table(num_tasks)
         num_keys = assignment_JM.shape[1]
         length, width = self.prompt_length, embedding_VD.shape[1]
-        random = self.initialisation == "random_unit"
-        if random:
-            key_rng, prompt_rng = jax.random.split(key)
+        random = self.initialisation in ("random_unit", "uniform")
+        key_rng, prompt_rng = jax.random.split(key)
+        if self.initialisation == "uniform":
+            keys = jax.random.uniform(key_rng, (num_keys, query_width), jnp.float32, 0.0, 0.01)
+            prompts = jax.random.uniform(prompt_rng, (num_keys, length, width), jnp.float32, 0.0, 0.01)
+        elif random:
             keys = _unit(jax.random.normal(key_rng, (num_keys, query_width), jnp.float32))
             prompts = random_rows(prompt_rng, embedding_VD, num_keys * length).reshape(num_keys, length, width)
         else:
@@ -131,7 +162,10 @@ class PromptPool:
             "seen": jnp.zeros((num_tasks,), bool),
             "usage": jnp.zeros(assignment_JM.shape, jnp.int32),
             "prompt_norm": jnp.asarray(norm, jnp.float32),
+            "copy_of": jnp.asarray(copy_of_M),
         }
+        if self.assignment == "similarity":
+            state["means"] = jnp.zeros((num_tasks, query_width), jnp.float32)
         return {"keys": keys, "prompts": prompts}, state
 
     def start_task(
@@ -144,19 +178,41 @@ class PromptPool:
         owners to start. Keys already set stay as they are, so starting a task twice changes nothing.
         """
         keys, prompts = np.array(params["keys"]), np.array(params["prompts"])
-        ready, seen = np.array(state["ready"]), np.array(state["seen"])
-        for owner, new_N in self._new_keys(np.asarray(state["assignment"]), ready, task):
+        state = {name: np.array(value) for name, value in state.items()}
+        ready, seen = state["ready"], state["seen"]
+        if self.assignment == "similarity" and not seen[task]:
+            self._take_over(state, keys, task, sample, rng)
+        copied_N = np.flatnonzero(state["assignment"][task] & (state["copy_of"] >= 0) & ~ready)
+        sources_N = state["copy_of"][copied_N]
+        keys[copied_N], prompts[copied_N], ready[copied_N] = keys[sources_N], prompts[sources_N], True
+        for owner, new_N in self._new_keys(state["assignment"], ready, task):
             count, length = len(new_N), self.prompt_length
             query_ND, embedding_ND = (np.asarray(array, np.float32) for array in sample(owner, count * length, rng))
             assert query_ND.shape == (count * length, keys.shape[-1]), query_ND.shape
             assert embedding_ND.shape == (count * length, prompts.shape[-1]), embedding_ND.shape
             member_N = rng.integers(length, size=count)
-            keys[new_N] = _unit_rows(query_ND).reshape(count, length, -1)[np.arange(count), member_N]
+            if self.assignment == "kmeans":
+                keys[new_N] = kmeans(sample(owner, QUERIES_PER_TASK, rng)[0], count, rng)
+            else:
+                keys[new_N] = _unit_rows(query_ND).reshape(count, length, -1)[np.arange(count), member_N]
             vectors = _unit_rows(embedding_ND) * np.asarray(state["prompt_norm"])
             prompts[new_N] = vectors.reshape(count, length, -1)
             ready[new_N] = True
         seen[task] = True
-        return {"keys": keys, "prompts": prompts}, {**state, "ready": ready, "seen": seen}
+        return {"keys": keys, "prompts": prompts}, state
+
+    def _take_over(self, state: Tree, keys_MD: np.ndarray, task: int, sample: Sample, rng: np.random.Generator) -> None:
+        """Completes the row of a task that starts with keys of the most similar task before it; changes `state`."""
+        mean_D = np.asarray(sample(task, QUERIES_PER_TASK, rng)[0], np.float32).mean(axis=0)
+        if state["seen"].any() and self.shared_per_pair:
+            near_N = similar_keys(
+                mean_D, state["means"], state["seen"], state["assignment"], keys_MD, self.shared_per_pair
+            )
+            if self._copies_similar:
+                state["copy_of"][np.flatnonzero(state["assignment"][task])[-len(near_N) :]] = near_N
+            else:
+                state["assignment"][task, near_N] = True
+        state["means"][task] = mean_D
 
     def _new_keys(self, assignment_JM: np.ndarray, ready_M: np.ndarray, task: int) -> list[tuple[int, np.ndarray]]:
         """(task whose data to use, ids of the keys to set) for each group of keys that is set when `task` starts."""
@@ -207,7 +263,10 @@ class PromptPool:
 
     def active_rows(self, state: Tree, task_B: jax.Array) -> Tree:
         """bool_M for keys and for prompts: the ready rows owned by any task of the batch, chosen or not."""
-        active_M = jnp.asarray(state["assignment"])[task_B].any(axis=0) & state["ready"]
+        assignment_JM = jnp.asarray(state["assignment"])
+        if self.sharing == "freeze_after_first_owner" and self.assignment not in ("learned", "all_to_all"):
+            assignment_JM = first_owner_only(assignment_JM)
+        active_M = assignment_JM[task_B].any(axis=0) & state["ready"]
         return {"keys": active_M, "prompts": active_M}
 
     def count_usage(

@@ -5,6 +5,7 @@ import pytest
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.prompts.assignment import ASSIGNMENTS, assignment_table
+from codegen2_jax.prompts.sharing import first_owner_only, without_sharing
 
 # Exclusive ids as a range, then the keys shared with each other task in turn: arXiv 2307.02435's released code, T = 4.
 CODE_TABLE = {
@@ -91,10 +92,47 @@ def test_what_cannot_work_is_refused(arguments, message):
         assignment_table(**arguments)
 
 
-@pytest.mark.parametrize("name", sorted(ASSIGNMENTS))
+@pytest.mark.parametrize("name", sorted(set(ASSIGNMENTS) - {"similarity"}))  # its rows are completed by data
 @pytest.mark.parametrize("num_tasks", [1, 2, 4])
 def test_every_strategy_gives_every_task_enough_keys(name, num_tasks):
     table_JM = assignment_table(name, num_tasks=num_tasks, top_k=8)
     assert table_JM.dtype == bool
     assert table_JM.sum(axis=1).min() >= 8
     assert table_JM.any(axis=0).all(), "a key without an owner would never be set"
+
+
+def test_random_gives_every_key_one_owner_by_the_seed():
+    table_JM = assignment_table("random", num_tasks=4, top_k=20, pool_size=100, seed=3)
+    assert table_JM.shape == (4, 100) and (table_JM.sum(axis=0) == 1).all() and table_JM.sum(axis=1).min() >= 20
+    assert len(set(table_JM.sum(axis=1))) > 1, "equal counts would be 'balanced'"
+    again, other = (assignment_table("random", num_tasks=4, top_k=20, pool_size=100, seed=seed) for seed in (3, 4))
+    assert (again == table_JM).all() and (other != table_JM).any()
+    with pytest.raises(UserError, match="'random' left a task of 8 .* raise pool_size well above 160"):
+        assignment_table("random", num_tasks=8, top_k=20, pool_size=160)
+
+
+def test_balanced_is_equal_blocks_out_of_order():
+    table_JM = assignment_table("balanced", num_tasks=4, top_k=20, seed=1)
+    assert (table_JM.sum(axis=1) == 25).all() and (table_JM.sum(axis=0) == 1).all()
+    assert (table_JM != assignment_table("paper_text", num_tasks=4, top_k=20)).any()
+
+
+def test_similarity_leaves_room_for_the_keys_a_later_task_takes_over():
+    table_JM = assignment_table("similarity", num_tasks=3, top_k=5, shared_per_pair=2)
+    assert table_JM.sum(axis=1).tolist() == [5, 3, 3] and table_JM.shape == (3, 11)
+    with pytest.raises(UserError, match="leaves later tasks no key"):
+        assignment_table("similarity", num_tasks=3, top_k=2, shared_per_pair=2)
+
+
+def test_pairwise_beyond_its_last_stream_names_the_largest_valid_number():
+    with pytest.raises(UserError, match="serves at most 11 tasks, not 12"):
+        assignment_table("pairwise", num_tasks=12, top_k=20)
+
+
+def test_keys_without_sharing_start_from_those_they_replace():
+    shared_JM = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 0, 1]], bool)
+    own_JM, copy_of_M = without_sharing(shared_JM)
+    assert (own_JM.sum(axis=0) == 1).all() and (own_JM.sum(axis=1) == shared_JM.sum(axis=1)).all()
+    assert copy_of_M.tolist() == [-1, -1, -1, -1, -1, 2, 1, 4]
+    assert own_JM.argmax(axis=0).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert first_owner_only(shared_JM).astype(int).tolist() == [[1, 1, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
