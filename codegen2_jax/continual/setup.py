@@ -11,7 +11,7 @@ import numpy as np
 
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
-from codegen2_jax.data import cache, converters, loader
+from codegen2_jax.data import cache, converters, jsonl, loader
 from codegen2_jax.data.plan import Subset
 from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.errors import UserError
@@ -50,11 +50,20 @@ class TaskData:
 
 def _cache_of(config: Any, vocabulary_directory: str) -> dict:
     """What `data.cache` needs to know to find or make the caches of the stream."""
+    names = tuple(part.strip() for part in config.stream.split(","))
+    environment = {"CODETASK_CL_DIR": config.codetask_cl_dir} if config.codetask_cl_dir else {}
+    if config.jsonl_tasks is not None:
+        tasks = jsonl.parse(config.jsonl_tasks)
+        environment |= jsonl.environment(tasks)
+        if names == ("jsonl",):
+            names = tuple(task.name for task in tasks)
+    elif "jsonl" in names:
+        raise UserError("STREAM='jsonl' needs JSONL_TASKS; streams/jsonl.gin shows how to give it.")
     return {
-        "names": tuple(part.strip() for part in config.stream.split(",")),
+        "names": names,
         "cache_dir": cache.cache_directory(config.cache_dir),
         "vocabulary_dir": vocabulary_directory,
-        "environment": {"CODETASK_CL_DIR": config.codetask_cl_dir} if config.codetask_cl_dir else {},
+        "environment": environment,
     }
 
 
@@ -72,7 +81,8 @@ def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[
     """Opens the caches of the stream's tasks, in order; makes the missing ones in a child process."""
     arguments = _cache_of(config, vocabulary_directory)
     directory = arguments["cache_dir"]
-    names = cache.ensure_cached(**arguments, task_modules=config.task_modules)
+    modules = config.task_modules + (("tasks.jsonl",) if config.jsonl_tasks is not None else ())
+    names = cache.ensure_cached(**arguments, task_modules=modules)
     tasks = []
     for name in names:
         info = cache.read_info(directory, name)

@@ -36,6 +36,7 @@ class ContinualLearning:
       model_dir: run directory; the same command continues what is in it.
       method: the name under which results are filed.
       stream: a stream that a tasks module registers, or task names joined by commas, in learning order.
+      jsonl_tasks: tasks from a user's own files (`data.jsonl.parse`); the stream "jsonl" is all of them.
       task_modules: modules that register tasks with SeqIO.
       labels: ordered (regex over parameter names, "train" | "freeze").
       walk: "sequential": each task goes on from the one before; "individual": each starts from the initial weights;
@@ -76,6 +77,7 @@ class ContinualLearning:
     task_modules: tuple[str, ...] = ("tasks.pytask_cl", "tasks.codetask_cl")
     cache_dir: str | None = None
     codetask_cl_dir: str | None = None
+    jsonl_tasks: Any = None
     mesh_shape: tuple[int, int] | None = None
 
     def __post_init__(self):

@@ -1,0 +1,82 @@
+"""Streams from a user's own files: which rows feed which split, what is rejected, and what a slip is told."""
+
+import json
+
+import pytest
+
+from codegen2_jax.data import jsonl
+from codegen2_jax.errors import UserError
+
+TASK = {"name": "titles", "train": "titles.jsonl", "source": "text", "target": "title"}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "titles.jsonl", [{"text": f"text {i % 150}", "title": f"t{i}"} for i in range(200)])
+    write(tmp_path / "other.jsonl", [{"text": ["a", "b"], "title": "x"}, {"text": "", "title": "y"}, {"text": "c"}])
+    return tmp_path
+
+
+def test_one_file_feeds_three_splits_and_no_source_two(folder):
+    (task,) = jsonl.parse((TASK,))
+    splits = {split: jsonl.read_split(task, split).examples for split in ("train", "valid", "test")}
+    assert sum(map(len, splits.values())) == 200
+    assert len(splits["valid"]) > 5 and len(splits["test"]) > 5 and len(splits["train"]) > 120
+    sources = {split: {example.inputs for example in examples} for split, examples in splits.items()}
+    assert not sources["train"] & (sources["valid"] | sources["test"]) and not sources["valid"] & sources["test"]
+
+
+def test_a_split_with_a_file_of_its_own_takes_all_of_it_and_rejects_with_the_line(folder):
+    (task,) = jsonl.parse((TASK | {"test": "other.jsonl"},))
+    read = jsonl.read_split(task, "test")
+    assert [(example.inputs, example.targets) for example in read.examples] == [("a b", "x")]
+    assert [(one.line, one.reason) for one in read.rejected] == [(2, "empty source"), (3, "no field title")]
+    assert len(jsonl.read_split(task, "train").examples) + len(jsonl.read_split(task, "valid").examples) == 200
+
+
+def test_a_json_file_holds_a_stream_and_paths_start_in_its_folder(folder, monkeypatch):
+    tasks = [TASK, TASK | {"name": "again", "scorers": ["exact_match"], "max_source": 40}]
+    (folder / "stream.json").write_text(json.dumps(tasks))
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    first, second = jsonl.parse(str(folder / "stream.json"))
+    assert first.train == str(folder / "titles.jsonl") and second.scorers == ("exact_match",)
+    assert jsonl.parse(tuple(json.loads(json.dumps(tasks))))[0].train == str(elsewhere / "titles.jsonl")
+
+
+def test_the_environment_carries_every_task(folder, monkeypatch):
+    tasks = jsonl.parse((TASK, TASK | {"name": "again", "tag": "<x> ", "scorers": "exact_match"}))
+    for name, value in jsonl.environment(tasks).items():
+        monkeypatch.setenv(name, value)
+    assert jsonl.from_environment() == tasks
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "names no task"),
+        ("nowhere.json", "'nowhere.json' is no file"),
+        (("titles",), "every task is a dictionary with name, train"),
+        ((TASK | {"sorce": "x"},), "task 'titles' of JSONL_TASKS has no field 'sorce'"),
+        (({"name": "titles", "train": "a"},), "lacks source, target"),
+        ((TASK, TASK), "names a task twice"),
+        ((TASK | {"name": "my task"},), "'my task' must be letters"),
+        ((TASK | {"scorers": ("bleu",)},), r"scorers=\['bleu'\] of task titles: choose from"),
+        ((TASK | {"max_source": 2},), "max_source=2 of task titles is too small"),
+    ],
+)
+def test_a_slip_is_told_in_one_line(folder, given, message):
+    with pytest.raises(UserError, match=message):
+        jsonl.parse(given)
+
+
+def test_a_missing_file_is_named(folder):
+    (task,) = jsonl.parse((TASK | {"valid": "none.jsonl"},))
+    with pytest.raises(UserError, match="none.jsonl is missing; the field 'valid' of task titles"):
+        jsonl.read_split(task, "valid")
