@@ -100,6 +100,7 @@ def render(drawing: Drawing, *, name: str, alt: str) -> Rendered:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(drawing.width, drawing.height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.04)
         drawing.draw(figure)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
@@ -154,9 +155,11 @@ def grid(axes: Axes, axis: str = "y") -> None:
 
 
 def legend_above(figure: Figure, axes: Axes, *, columns: int = 4) -> None:
-    """The legend of `axes` in a row above everything."""
+    """The legend of `axes` in rows above everything; "copy" comes last, as it is no method."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        order = sorted(range(len(labels)), key=lambda number: labels[number] == "copy")
+        handles, labels = [handles[number] for number in order], [labels[number] for number in order]
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.4)
 
 

@@ -23,6 +23,7 @@ from codegen2_jax.continual.drawing import (
 from codegen2_jax.continual.report_runs import Group, Run, short_names
 from codegen2_jax.continual.tables import Column, Estimate, Table
 
+MOST_LABELLED = 5  # methods whose bars have room for a number each
 LEAST_SCALE = 10.0  # points: a column whose scores are all near 0 stays pale
 
 
@@ -43,7 +44,7 @@ def matrix(table: Table) -> Drawing:
         axes.axhline(first - 0.5, color=MUTED, linewidth=0.8)
         axes.axvline(len(headings) - 1.5, color=MUTED, linewidth=0.8)
 
-    return Drawing(draw, max(4.0, 1.75 + 0.78 * len(headings)), 0.5 + 0.3 * len(labels))
+    return Drawing(draw, max(4.0, 1.5 + 0.7 * len(headings)), 0.45 + 0.28 * len(labels))
 
 
 def forget_bars(table: Table) -> Drawing | None:
@@ -59,16 +60,19 @@ def forget_bars(table: Table) -> Drawing | None:
             left = np.arange(len(cells)) - 0.4 + width * (number + 0.5)
             means = [math.nan if cell is None else cell.mean for cell in cells]
             halves = [0.0 if cell is None or cell.half_width is None else cell.half_width for cell in cells]
-            axes.bar(left, means, width * 0.9, color=colour_of(number), label=name)
+            bars = axes.bar(left, means, width * 0.9, color=colour_of(number), label=name)
             if any(halves):
                 axes.errorbar(left, means, yerr=halves, fmt="none", ecolor=MUTED, capsize=2.5, linewidth=1.0)
+            elif len(table.rows) <= MOST_LABELLED:
+                texts = ["" if math.isnan(mean) else f"{mean:.1f}".replace("-0.0", "0.0") for mean in means]
+                axes.bar_label(bars, texts, padding=2, color=MUTED, fontsize=8)
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_xticks(range(len(headings)), headings)
         axes.set_ylabel("forget_paper, BLEU points, valid")
         grid(axes)
         legend_above(figure, axes)
 
-    return Drawing(draw, 7.2, 3.4)
+    return Drawing(draw, 9.0, 3.2)
 
 
 def curves(groups: Sequence[Group]) -> tuple[Drawing | None, Table]:
@@ -93,14 +97,14 @@ def curves(groups: Sequence[Group]) -> tuple[Drawing | None, Table]:
             for number, group in enumerate(groups):
                 for run in group.runs:
                     _curve(axes, run, name, number, label=group.name if run is group.runs[0] else None)
-            axes.set_title(names[name])
+            axes.set_ylabel(names[name])
             grid(axes)
             for boundary, _ in _boundaries(groups):
                 axes.axvline(boundary, color=LINE, linewidth=1.0)
         for start, task in _starts(groups):
             panels[0].annotate(
-                task, (start, 1.0), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                color=MUTED, va="top", fontsize=8,
+                task, (start, 1.0), (3, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+                color=MUTED, va="bottom", fontsize=8,
             )  # fmt: skip
         panels[-1].set_xlabel("step of the whole run")
         legend_above(figure, panels[0])
@@ -130,8 +134,11 @@ def cost(table: Table) -> Drawing | None:
                 axes.axhline(value, color=MUTED, linewidth=1.2, linestyle="--", label="copy")
             axes.set_xlabel(label)
             grid(axes, "both")
-        panels[0].set_xlim(left=0)
-        panels[0].set_ylim(bottom=0)
+        for axes, edge in (
+            (panels[0].set_xlim, panels[0].get_xlim()[1]),
+            (panels[0].set_ylim, panels[0].get_ylim()[1]),
+        ):
+            axes(0, 1.06 * edge)
         if all((_mean(row[3]) or 0) > 0 for row in points):
             panels[1].set_xscale("log")
             panels[1].minorticks_off()
@@ -139,7 +146,7 @@ def cost(table: Table) -> Drawing | None:
         panels[0].set_ylabel("average test BLEU")
         legend_above(figure, panels[0])
 
-    return Drawing(draw, 7.6, 3.5)
+    return Drawing(draw, 9.0, 3.4)
 
 
 def _curve(axes, run: Run, name: str, number: int, *, label: str | None) -> None:

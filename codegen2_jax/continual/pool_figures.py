@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from codegen2_jax.continual.drawing import (
     EMPTY,
     LINE,
+    MARKERS,
     MUTED,
     SHADE,
     Drawing,
@@ -25,6 +26,9 @@ from codegen2_jax.continual.report_runs import Run, short_names
 from codegen2_jax.continual.tables import Column, Table
 
 Found = tuple[Drawing, Table]
+
+KEY_MARKER = "D"
+QUERY_MARKERS = tuple(marker for marker in MARKERS if marker != KEY_MARKER)
 
 
 def plane(run: Run) -> Found | None:
@@ -52,11 +56,11 @@ def plane(run: Run) -> Found | None:
         for axes in panels.flat[len(stages) :]:
             axes.set_visible(False)
         for axes, stage in zip(panels.flat, stages, strict=False):
-            for task, name in enumerate(tasks):
+            for task in range(len(tasks)):
                 mine = task_B == task
                 axes.plot(
-                    *query_B2[mine].T, "o", markersize=3, markeredgewidth=0, alpha=0.45, color=colour_of(task),
-                    label=f"queries of {name}",
+                    *query_B2[mine].T, QUERY_MARKERS[task % len(QUERY_MARKERS)], markersize=3.2, markeredgewidth=0,
+                    alpha=0.6, color=colour_of(task), linestyle="none",
                 )  # fmt: skip
             key_M2 = np.array(keys[stage], np.float64)
             # Large, so that keys that share a place with queries are seen; hollow while their task has not begun.
@@ -67,7 +71,7 @@ def plane(run: Run) -> Found | None:
                     hollow = owner is not None and owner > stage
                     face = "none" if hollow else colour
                     axes.plot(
-                        *key_M2[chosen].T, "D", markersize=5, markerfacecolor=face, markeredgecolor=colour,
+                        *key_M2[chosen].T, KEY_MARKER, markersize=5, markerfacecolor=face, markeredgecolor=colour,
                         markeredgewidth=0.8, alpha=0.9,
                     )  # fmt: skip
             axes.set_title(f"after {stage + 1} {tasks[stage]}")
@@ -77,9 +81,14 @@ def plane(run: Run) -> Found | None:
             axes.set_xlabel(f"axis 1 ({explained[0]:.0f} % of the queries' variance)")
         for axes in panels[:, 0]:
             axes.set_ylabel(f"axis 2 ({explained[1]:.0f} %)")
-        legend_above(figure, panels[0, 0])
+        for task, name in enumerate(tasks):  # for the legend: the points themselves are small and pale
+            marker = QUERY_MARKERS[task % len(QUERY_MARKERS)]
+            style = {"marker": marker, "markersize": 5, "linestyle": "none", "color": colour_of(task)}
+            panels[0, 0].plot([], [], label=f"queries of {name}", **style)
+        panels[0, 0].plot([], [], KEY_MARKER, markersize=5, color=MUTED, label="keys")
+        legend_above(figure, panels[0, 0], columns=5)
 
-    return Drawing(draw, 8.6, 0.6 + 3.1 * math.ceil(len(stages) / 2)), Table(columns, rows)
+    return Drawing(draw, 9.0, 0.6 + 3.1 * math.ceil(len(stages) / 2)), Table(columns, rows)
 
 
 def usage(run: Run) -> Found | None:
@@ -109,7 +118,7 @@ def usage(run: Run) -> Found | None:
         for axes, stage in zip(panels, stages, strict=True):
             for task in range(len(tasks)):
                 for key in np.flatnonzero(shares[stage][task]):
-                    alpha = 0.08 + 0.92 * shares[stage][task, key] / largest
+                    alpha = min(0.08 + 0.92 * shares[stage][task, key] / largest, 1.0)
                     axes.add_patch(Rectangle((key - 0.5, task - 0.45), 1, 0.8, color=SHADE, alpha=alpha, linewidth=0))
                 if assignment is not None and assignment[stage] is not None:
                     for first, last in _stretches(np.array(assignment[stage][task]) > 0):
@@ -159,7 +168,7 @@ def recall(run: Run) -> Found | None:
         grid(axes)
         legend_above(figure, axes)
 
-    return Drawing(draw, 6.4, 3.4), Table(columns, rows)
+    return Drawing(draw, 5.4, 3.3), Table(columns, rows)
 
 
 def separation(run: Run) -> Found | None:

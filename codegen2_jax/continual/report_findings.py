@@ -15,7 +15,8 @@ def findings(groups: Sequence[Group]) -> list[str]:
 
 
 def _best(groups: Sequence[Group]) -> list[str]:
-    averages = {group.name: tables.final_average(group) for group in groups}
+    shown = [group for group in groups if not group.is_individual] or groups  # individual finetuning is a ceiling
+    averages = {group.name: tables.final_average(group) for group in shown}
     known = {name: value for name, value in averages.items() if value is not None}
     if not known:
         return []

@@ -18,7 +18,7 @@ from codegen2_jax.errors import UserError
 
 PAGE = "index.html"
 FIGURES = "figures"
-SMALLEST_SCALE = 0.62  # a figure narrower than this share of its size scrolls in its box instead of shrinking on
+SMALLEST_SCALE = 0.72  # a figure narrower than this share of its size scrolls in its box instead of shrinking on
 TALL_ROWS = 24
 EMPTY = "\N{EN DASH}"
 
@@ -171,7 +171,7 @@ def _figure(exhibit: Exhibit, drawing: Rendered | None) -> list[str]:
 def _table(table: Table) -> list[str]:
     words = [all(isinstance(row[n], str | None) for row in table.rows) for n in range(len(table.columns))]
     head = "".join(
-        f'<th scope="col"{_class(is_words)}>{escape(column.heading)}{_detail(column)}</th>'
+        f'<th scope="col"{_class(is_words)}>{_breakable(column.heading)}{_detail(column)}</th>'
         for column, is_words in zip(table.columns, words, strict=True)
     )
     lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
@@ -195,7 +195,12 @@ def _class(is_words: bool) -> str:
 
 
 def _detail(column: Column) -> str:
-    return f"<small>{escape(column.detail)}</small>" if column.detail else ""
+    return f"<small>{_breakable(column.detail)}</small>" if column.detail else ""
+
+
+def _breakable(name: str) -> str:
+    """Names with underscores may go on in the next line of a narrow column."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def _cell(cell: Cell, column: Column) -> str:

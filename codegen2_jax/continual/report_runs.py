@@ -95,7 +95,7 @@ def load(paths: Sequence[str | Path]) -> list[Run]:
 
 
 def gather(runs: Iterable[Run]) -> list[Group]:
-    """One group per method, in the order of first appearance.
+    """One group per method, in the order of first appearance but for individual finetuning, a ceiling, which is last.
 
     Runs are seeds of one another when method, weights, decoding and sizes agree. Where two of them have the same seed
     they differ in something that scores.json does not name, so each stands alone under its directory's name.
@@ -117,7 +117,7 @@ def gather(runs: Iterable[Run]) -> list[Group]:
             groups.append(Group(f"{method} ({members[0].directory.resolve().name})", tuple(members)))
         else:
             groups.append(Group(method, tuple(members)))
-    return groups
+    return sorted(groups, key=lambda group: group.is_individual)
 
 
 def short_names(tasks: Sequence[str]) -> list[str]:

@@ -69,7 +69,7 @@ def _methods(groups: Sequence[Group]) -> Section:
             "copy_normalised_bleu: 0 is copying, 1 is individual finetuning, mean over tasks"
             + (f"; without headroom, and so left out: {', '.join(flat)}." if flat else ".")
         )
-    exhibit = Exhibit(name="methods", title="Methods", caption=" ".join(notes), table=table)
+    exhibit = Exhibit(name="methods", title="Scores after the last task", caption=" ".join(notes), table=table)
     return Section(name="methods", title="Methods", parts=[*words, exhibit])
 
 
@@ -203,9 +203,9 @@ POOL = {
     "plane": (
         pool_figures.plane,
         "Keys and queries in a plane",
-        "Dots are queries of test inputs, diamonds are keys in the colour of the task that owns them, grey when "
-        "several or none do, hollow until that task begins. The axes are the principal axes of the queries, fitted "
-        "once.",
+        "Small points are queries of test inputs; diamonds are keys, in the colour of the task that owns them, grey "
+        "when several or none do, hollow until that task begins. The axes are the principal axes of the queries, "
+        "fitted once.",
         "Scatter plot of queries and keys after each stage of",
         "as the scores.json of this run holds no key_plane and query_plane; runs of this version write them",
     ),
@@ -213,7 +213,7 @@ POOL = {
         pool_figures.usage,
         "Who uses which key",
         "Share of each task's selections (test inputs, task unknown) that falls on each key, after each stage: the "
-        "darker, the more. A line under a cell says that the task owns the key.",
+        "stronger, the more. A line under a cell says that the task owns the key.",
         "Heat map of keys by tasks after each stage of",
         "as there is no key_usage",
     ),
@@ -263,11 +263,14 @@ def _runs(runs: Sequence[Run]) -> Section:
     versions = sorted({_versions(run) for run in runs} - {""})
     words = [f"Data digest {str(runs[0].record.get('data_digest', 'not stored'))[:12]}, the same for all runs."]
     words += [f"Versions: {text}." for text in versions]
-    caption = "What scores.json says about where each number comes from."
+    caption = "As scores.json has it."
     return Section(
         name="runs",
         title="Runs",
-        parts=[*words, Exhibit(name="runs", title="Runs", caption=caption, table=Table(columns, rows))],
+        parts=[
+            *words,
+            Exhibit(name="runs", title="Where the numbers come from", caption=caption, table=Table(columns, rows)),
+        ],
     )
 
 

@@ -9,7 +9,7 @@ body {
   margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
-.frame { max-width: 1280px; margin: 0 auto; padding: 0 20px 64px; }
+.frame { max-width: 1360px; margin: 0 auto; padding: 0 20px 64px; }
 header { padding: 40px 0 8px; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 0 0 12px; letter-spacing: -0.005em; }
@@ -42,10 +42,10 @@ figcaption { color: var(--muted); font-size: 0.88rem; margin-top: 10px; max-widt
 svg.drawing { display: block; height: auto; width: 100%; stroke-linejoin: round; stroke-linecap: butt; }
 svg.drawing text { font-family: inherit !important; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: 6px 10px; text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; }
 th.words, td.words { text-align: left; }
-thead th { vertical-align: bottom; font-weight: 600; border-bottom: 1px solid var(--strong); }
+thead th { white-space: normal; vertical-align: bottom; font-weight: 600; border-bottom: 1px solid var(--strong); }
 thead small { display: block; font-weight: 400; color: var(--muted); font-size: 0.75rem; }
 tbody th { font-weight: 500; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
@@ -62,8 +62,8 @@ footer {
   color: var(--muted); font-size: 0.85rem; border-top: 1px solid var(--line); margin-top: 32px; padding-top: 14px;
 }
 @media (min-width: 860px) { .pair { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
-@media (min-width: 1120px) {
-  .columns { display: grid; grid-template-columns: 190px minmax(0, 1fr); gap: 0 44px; align-items: start; }
+@media (min-width: 1240px) {
+  .columns { display: grid; grid-template-columns: 160px minmax(0, 1fr); gap: 0 36px; align-items: start; }
   nav { position: sticky; top: 20px; margin-top: 34px; background: none; border: 0; padding: 0; }
   nav ol { display: block; }
 }

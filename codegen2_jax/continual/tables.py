@@ -119,7 +119,7 @@ def methods(groups: Sequence[Group]) -> Table:
     copied = baseline(first, "copy", "test", "bleu")
     bleu, scorers = scorer_names(first, "bleu"), scorers_text(first, "bleu")
 
-    columns = [Column("method"), Column("seeds")]
+    columns = [Column("method")]
     columns += [
         Column(name, f"test {scorer}", f"test bleu {task} ({scorer})")
         for name, task, scorer in zip(short, tasks, bleu, strict=True)
@@ -137,6 +137,7 @@ def methods(groups: Sequence[Group]) -> Table:
         Column("prompt tokens"),
         Column("examples seen"),
         Column("wall minutes", digits=1),
+        Column("seeds"),
     ]
 
     def scores_of(bleu_RJ: np.ndarray, match_RJ: np.ndarray | None, forgotten_R: Sequence[float]) -> list[Cell]:
@@ -153,22 +154,22 @@ def methods(groups: Sequence[Group]) -> Table:
         row, match = (baseline(first, stored, "test", metric) for metric in ("bleu", "exact_match"))
         if row is None:
             return [f"{name} (not computed)", *[None] * (len(columns) - 1)]
-        return [name, None, *scores_of(row[None], None if match is None else match[None], []), *[None] * 4]
+        return [name, *scores_of(row[None], None if match is None else match[None], []), *[None] * 5]
 
     rows = []
-    for group in sorted(groups, key=lambda group: group.is_individual):
+    for group in groups:
         forgotten = [] if group.is_individual else [_forget(run) for run in group.runs]
         match = _finals(group, "exact_match")
         cost = [_cost(group, name) for name in ("trainable_parameters", "prompt_tokens", "train_examples_seen")]
         minutes = estimate([seconds / 60 for seconds in _costs(group, "wall_seconds")])
         numbers = scores_of(_finals(group, "bleu"), match, forgotten)
-        rows.append([group.name, len(group.runs), *numbers, *cost, minutes])
+        rows.append([group.name, *numbers, *cost, minutes, len(group.runs)])
     references = [reference("individual", "individual")] if _stored_individual(groups) else []
     for name, run in _starts(groups).items():
         bleu_J, match_J = (
             run.scores.splits["test"].get(m, np.full((1, 1), np.nan))[0] for m in ("bleu", "exact_match")
         )
-        references.append([name, None, *scores_of(bleu_J[None], match_J[None], []), *[None] * 4])
+        references.append([name, *scores_of(bleu_J[None], match_J[None], []), *[None] * 5])
     references += [reference("copy", "copy"), reference("constant", "constant")]
     return Table(columns, rows + references, frozenset(range(len(rows), len(rows) + len(references))))
 
@@ -210,7 +211,9 @@ def forget_by_task(groups: Sequence[Group]) -> Table:
     for group in groups:
         if not group.is_individual:
             drop_RJ = np.array([forget_paper_per_task(run.scores.splits["valid"]["bleu"]) for run in group.runs])
-            rows.append([group.name, *(estimate(drop_R) for drop_R in drop_RJ.T), estimate(drop_RJ.mean(axis=1))])
+            rows.append(
+                [group.name, *(estimate(drop_R) for drop_R in drop_RJ.T), estimate([*map(_forget, group.runs)])]
+            )
     return Table(columns, rows)
 
 
