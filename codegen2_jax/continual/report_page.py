@@ -169,7 +169,8 @@ def _figure(exhibit: Exhibit, drawing: Rendered | None) -> list[str]:
 
 
 def _table(table: Table) -> list[str]:
-    words = [all(isinstance(row[n], str | None) for row in table.rows) for n in range(len(table.columns))]
+    cells = [[row[number] for row in table.rows] for number in range(len(table.columns))]
+    words = [{type(cell) for cell in column} - {type(None)} == {str} for column in cells]
     head = "".join(
         f'<th scope="col"{_class(is_words)}>{_breakable(column.heading)}{_detail(column)}</th>'
         for column, is_words in zip(table.columns, words, strict=True)

@@ -144,7 +144,7 @@ def _curves(groups: Sequence[Group]) -> Section:
     parts: list = []
     without = [run.name for group in groups for run in group.runs if not run.metrics]
     if without:
-        parts.append(f"No metrics.jsonl beside the scores of {', '.join(without)}: no curves of them.")
+        parts.append(f"No metrics.jsonl beside the scores of {'; '.join(without)}: no curves of them.")
     if drawing is not None:
         parts.append(
             Exhibit(
@@ -179,7 +179,7 @@ def _pools(runs: Sequence[Run]) -> Section:
     pools = [run for run in runs if run.diagnostic("key_usage") is not None]
     others = [run.name for run in runs if run not in pools]
     if others:
-        parts.append(f"No prompt pool, and so nothing here, in {', '.join(others)}.")
+        parts.append(f"No prompt pool, and so nothing here, in {'; '.join(others)}.")
     for run in pools:
         parts.append(f"# {run.name}")
         for name, (draw, title, caption, alt, reason) in POOL.items():
