@@ -146,6 +146,7 @@ def test_seqio_and_tensorflow_are_imported_late_and_in_few_places():
         ({"tokenizers"}, ("data/vocabulary.py",)),
         ({"grain", "array_record"}, ("data",)),
         ({"tree_sitter", "tree_sitter_java", "tree_sitter_c_sharp"}, ("metrics/code_trees.py",)),
+        ({"matplotlib"}, tuple(f"continual/{name}.py" for name in ("drawing", "figures", "pool_figures"))),
     ],
     ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else "",
 )
@@ -155,9 +156,26 @@ def test_a_library_stays_in_its_place(libraries, places):
 
 
 def test_numbers_and_data_know_no_jax():
-    places = ("metrics", "data", "sandbox", "continual/scores.py", "continual/diagnostics.py")
+    places = (
+        "metrics",
+        "data",
+        "sandbox",
+        "continual/scores.py",
+        "continual/diagnostics.py",
+        "continual/projection.py",
+    )
     wrong = [str(found) for found in IMPORTS if found.top in JAX and inside(found, *places)]
     assert not wrong, "; ".join(wrong)
+
+
+def test_the_report_loads_no_jax(program_environment):
+    """It reads two files and draws: a laptop without an accelerator's libraries is enough."""
+    names = sorted({"gin", "tensorflow"} | JAX)
+    program = f"import sys, codegen2_jax.continual.report_page; print(*({set(names)!r} & set(sys.modules)))"
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, env=program_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
 
 
 def test_flax_stays_linen():

@@ -101,7 +101,7 @@ def test_a_core_install_brings_neither_tensorflow_nor_torch(setup_cfg):
 
 def test_the_extras_are_there(setup_cfg):
     extras = setup_cfg["options.extras_require"]
-    assert {"seqio", "tpu", "cuda", "cuda12", "eval", "hf", "plots", "test"} <= set(extras)
+    assert {"seqio", "tpu", "cuda", "cuda12", "eval", "hf", "report", "test"} <= set(extras)
     assert "torch==2.13.0" in extras["test"]
     assert {"seqio", "tensorflow", "tensorflow-datasets"} <= names_of(extras["seqio"])
 
@@ -113,7 +113,7 @@ def test_constraints_pin_the_tested_environment(setup_cfg):
     pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
     assert not [version for version in pins.values() if "+" in version]
     needed = names_of(setup_cfg["options"]["install_requires"])
-    for extra in ("seqio", "eval", "hf", "plots", "test"):
+    for extra in ("seqio", "eval", "hf", "report", "test"):
         needed |= names_of(setup_cfg["options.extras_require"][extra])
     missing = needed - set(pins) - {"codegen2-jax"}
     assert not missing, f"not pinned: {sorted(missing)}"

@@ -48,6 +48,17 @@ def own_key_recall(selected_BK: np.ndarray, task_B: np.ndarray, assignment_JM: n
     return np.array([_mean(recall_B[tasks == task]) for task in range(len(table))])
 
 
+def own_key_limit(assignment_JM: np.ndarray, top_k: int, num_seen: int) -> np.ndarray:
+    """The own-key recall left to each of the first `num_seen` tasks when later owners took every shared key.
+
+    (keys that no later task owns) / min(k, keys owned), at most 1, float64 (num_seen,): (k - s (T - t)) / k where a
+    task owns k keys and shares s with each later one.
+    """
+    table = np.asarray(assignment_JM, bool)[:num_seen]
+    kept_J = np.array([(owned_M & ~table[task + 1 :].any(axis=0)).sum() for task, owned_M in enumerate(table)])
+    return np.minimum(kept_J / np.maximum(np.minimum(top_k, table.sum(axis=1)), 1), 1.0)
+
+
 def usage_counts(selected_BK: np.ndarray, task_B: np.ndarray, assignment_JM: np.ndarray) -> np.ndarray:
     """How often each task's examples chose each key: int64 (J, M)."""
     usage_JM = np.zeros(np.shape(assignment_JM), np.int64)

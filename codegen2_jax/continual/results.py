@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from codegen2_jax import __version__
-from codegen2_jax.continual import diagnostics, scoring
+from codegen2_jax.continual import diagnostics, projection, scoring
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
@@ -171,6 +171,7 @@ def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, st
             "own_key_recall": per_task(
                 lambda s, t, table: diagnostics.own_key_recall(s, t, table)[t[0]], selected_BK, task_B
             ),
+            "own_key_limit": diagnostics.own_key_limit(assignment_JM, selected_BK.shape[1], stage + 1).tolist(),
         }
     found |= {
         "usage_entropy": [diagnostics.usage_entropy(usage_M)[0] for usage_M in usage_JM],
@@ -180,7 +181,12 @@ def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, st
         "query_cosine": separation.cosine_JJ.tolist(),
         "nearest_mean_accuracy": separation.nearest_mean_accuracy,
         "key_usage": usage_JM.tolist(),
+        "assignment": assignment_JM.tolist(),
     }
+    plane = projection.fit(query_BD)
+    found["key_plane"] = plane.place(key_MD)
+    if stage == 0:  # the queries of later stages are the same
+        found["query_plane"] = plane.sample(query_BD, task_B)
     folder = directory / "diagnostics"
     before = folder / f"stage_{stage - 1}.npz"
     if stage and before.exists():

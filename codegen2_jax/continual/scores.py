@@ -40,12 +40,17 @@ def forget_paper(score_SJ: np.ndarray) -> float:
     As in arXiv 2307.02435 (there on the validation split), after Chaudhry et al. 2018: the last row is no candidate
     for the best, so a task that ends better than ever before counts below zero.
     """
-    return _forget(score_SJ, last_row_may_be_best=False)
+    return _mean(_drops(score_SJ, last_row_may_be_best=False))
+
+
+def forget_paper_per_task(score_SJ: np.ndarray) -> np.ndarray:
+    """What `forget_paper` is the mean of: one drop for each task but the last, float64 (J - 1,)."""
+    return _drops(score_SJ, last_row_may_be_best=False)
 
 
 def forget_clipped(score_SJ: np.ndarray) -> float:
     """As `forget_paper`, but the last row may be the best, so no task counts below zero (Mammoth, L2P)."""
-    return _forget(score_SJ, last_row_may_be_best=True)
+    return _mean(_drops(score_SJ, last_row_may_be_best=True))
 
 
 def forget_last(score_SJ: np.ndarray) -> float:
@@ -287,11 +292,11 @@ def _title(scores: Mapping[str, Any], split: str, metric: str) -> str:
     return f"{split} {metric}: " + ", ".join(f"{scorer} ({', '.join(tasks)})" for scorer, tasks in users.items())
 
 
-def _forget(score_SJ: np.ndarray, *, last_row_may_be_best: bool) -> float:
+def _drops(score_SJ: np.ndarray, *, last_row_may_be_best: bool) -> np.ndarray:
     scores = _matrix(score_SJ)
     num_tasks = scores.shape[1]
     end = num_tasks + 1 if last_row_may_be_best else num_tasks
-    return _mean(np.array([scores[j + 1 : end, j].max() - scores[-1, j] for j in range(num_tasks - 1)]))
+    return np.array([scores[j + 1 : end, j].max() - scores[-1, j] for j in range(num_tasks - 1)])
 
 
 def _matrix(score_SJ: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from codegen2_jax.continual import report_page
+
 pytest.importorskip("seqio", reason="caching the tasks needs the extra 'seqio'")
 
 RUN = ("--gin_file=streams/tiny_ci.gin", "--gin_file=models/tiny_t5.gin", "--gin.TOP_K=2", "--gin.EVAL_EXAMPLES=4")
@@ -82,9 +84,18 @@ def test_a_run_ends_with_its_table_and_scores(unbroken):
     assert record["baselines"]["copy"]["test"]["exact_match"][0] == 100.0  # copying solves the first task
     assert record["summary"]["valid"].keys() >= {"forget_paper_bleu", "average_bleu", "fwt_exact_match"}
     assert len(record["diagnostics"]["own_key_recall"]) == 3
+    assert [None, None] == record["diagnostics"]["query_plane"][1:], "queries do not change: one stage has their places"
     assert "after 3 tiny_upper" in output and "copy" in output
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert any("valid_loss" in line for line in lines) and any("grad_norm" in line for line in lines)
+
+
+def test_the_report_draws_every_figure_of_a_pool(unbroken, tmp_path):
+    page = report_page.write([unbroken[0]], tmp_path).read_text()
+    assert "left out, as" not in page
+    figures = {path.stem for path in tmp_path.glob("figures/*.png")}
+    pool = {f"pp_tf_seed0_{name}" for name in ("plane", "key_usage", "own_key_recall", "query_cosine")}
+    assert figures >= pool | {"forget_paper_bleu_valid", "learning_curves", "score_against_cost"}
 
 
 def test_a_process_that_trains_imports_neither_tensorflow_nor_seqio_nor_torch(unbroken):

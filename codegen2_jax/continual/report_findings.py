@@ -1,0 +1,58 @@
+"""The few sentences at the head of a report: what the numbers say by themselves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from codegen2_jax.continual import tables
+from codegen2_jax.continual.report_runs import Group, baseline, short_names
+from codegen2_jax.continual.tables import Estimate
+
+
+def findings(groups: Sequence[Group]) -> list[str]:
+    """Who scores highest, whether that is above trivial outputs, and what is lost; no sentence without its numbers."""
+    return [*_best(groups), *_not_above_trivial(groups), *_lost(groups)]
+
+
+def _best(groups: Sequence[Group]) -> list[str]:
+    shown = [group for group in groups if not group.is_individual] or groups  # individual finetuning is a ceiling
+    averages = {group.name: tables.final_average(group) for group in shown}
+    known = {name: value for name, value in averages.items() if value is not None}
+    if not known:
+        return []
+    best = max(known, key=lambda name: known[name].mean)
+    found = [f"Highest average test BLEU: {best} with {_text(known[best])}."]
+    copied = baseline(groups[0].runs[0], "copy", "test", "bleu")
+    if copied is not None and np.isfinite(copied).all():
+        floor = float(copied.mean())
+        above = [name for name, value in known.items() if value.mean > floor]
+        which = f"above it: {', '.join(above)}" if above else "no method is above it"
+        found.append(f"Copying the input to the output averages {floor:.2f}; {which}.")
+    return found
+
+
+def _not_above_trivial(groups: Sequence[Group]) -> list[str]:
+    run = groups[0].runs[0]
+    rows = [baseline(run, name, "test", "bleu") for name in ("copy", "constant")]
+    trivial = [row for row in rows if row is not None]
+    if not trivial:
+        return []
+    best_J = np.max([run.final("test", "bleu") for group in groups for run in group.runs], axis=0)
+    names = short_names(run.scores.tasks)
+    below = [name for name, is_below in zip(names, best_J <= np.max(trivial, axis=0), strict=True) if is_below]
+    if not below:
+        return []
+    return [f"No run beats both trivial outputs (copying the input, one constant) on {', '.join(below)}."]
+
+
+def _lost(groups: Sequence[Group]) -> list[str]:
+    lost = {row[0]: row[-1] for row in tables.forget_by_task(groups).rows if row[-1] is not None}
+    if not lost:
+        return []
+    ordered = sorted(lost, key=lambda name: lost[name].mean)
+    return [f"forget_paper_bleu on valid, least first: {', '.join(f'{n} {_text(lost[n])}' for n in ordered)}."]
+
+
+def _text(value: Estimate) -> str:
+    half = "" if value.half_width is None else f" \N{PLUS-MINUS SIGN} {value.half_width:.2f}"
+    return f"{value.mean:.2f}{half}"
