@@ -28,12 +28,12 @@ def main(argv: list[str]) -> int:
         arguments = parser.parse_args(argv)
         out = arguments.out or (Path(arguments.runs[0]) / "report" if len(arguments.runs) == 1 else "report")
         try:
-            from codegen2_jax.continual import report_page
+            from codegen2_jax.reporting import html_page
         except ModuleNotFoundError as error:
             if error.name not in ("matplotlib", "scipy"):
                 raise
             raise UserError(f"the report needs {error.name}; pip install 'codegen2_jax[report]'.") from error
-        print(f"wrote {report_page.write(arguments.runs, out)}")
+        print(f"wrote {html_page.write(arguments.runs, out)}")
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from codegen2_jax.continual import report_page
+from codegen2_jax.reporting import html_page
 
 pytest.importorskip("seqio", reason="caching the tasks needs the extra 'seqio'")
 
@@ -91,7 +91,7 @@ def test_a_run_ends_with_its_table_and_scores(unbroken):
 
 
 def test_the_report_draws_every_figure_of_a_pool(unbroken, tmp_path):
-    page = report_page.write([unbroken[0]], tmp_path).read_text()
+    page = html_page.write([unbroken[0]], tmp_path).read_text()
     assert "left out, as" not in page
     figures = {path.stem for path in tmp_path.glob("figures/*.png")}
     pool = {f"pp_tf_seed0_{name}" for name in ("plane", "key_usage", "own_key_recall", "query_cosine")}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from codegen2_jax.continual.drawing import (
+from codegen2_jax.reporting.drawing import (
     EMPTY,
     LINE,
     MUTED,
@@ -20,8 +20,8 @@ from codegen2_jax.continual.drawing import (
     legend_above,
     marker_of,
 )
-from codegen2_jax.continual.report_runs import Group, Run, short_names
-from codegen2_jax.continual.tables import Column, Estimate, Table
+from codegen2_jax.reporting.finished_runs import Group, Run, short_names
+from codegen2_jax.reporting.tables import Column, Estimate, Table
 
 MOST_LABELLED = 5  # methods whose bars have room for a number each
 LEAST_SCALE = 10.0  # points: a column whose scores are all near 0 stays pale

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from codegen2_jax.continual.report_runs import Group, Run, baseline, ceiling, left_out, short_names
 from codegen2_jax.continual.scores import copy_normalised, copy_normalised_per_task, forget_paper_per_task
+from codegen2_jax.reporting.finished_runs import Group, Run, baseline, ceiling, left_out, short_names
 
 CONFIDENCE = 0.95
 

@@ -7,8 +7,8 @@ and the copy-normalised mean of them (copy 0.02 / 18.72 / 2.00, ceiling Individu
 
 from collections.abc import Sequence
 
-from codegen2_jax.continual.report_runs import Group, baseline, short_names
-from codegen2_jax.continual.tables import Column, Table
+from codegen2_jax.reporting.finished_runs import Group, baseline, short_names
+from codegen2_jax.reporting.tables import Column, Table
 
 SOURCE = "https://arxiv.org/abs/2307.02435"
 STREAM = ("codetask_concode", "codetask_translate", "codetask_summarize", "codetask_refine")

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from codegen2_jax.continual import report_findings, report_runs, report_sections
-from codegen2_jax.continual.drawing import Rendered, render
-from codegen2_jax.continual.report_runs import Group, Run
-from codegen2_jax.continual.report_sections import Exhibit, Section
-from codegen2_jax.continual.report_style import style_sheet
-from codegen2_jax.continual.tables import Cell, Column, Estimate, Table, to_csv
 from codegen2_jax.errors import UserError
+from codegen2_jax.reporting import finished_runs
+from codegen2_jax.reporting.drawing import Rendered, render
+from codegen2_jax.reporting.findings import main_findings
+from codegen2_jax.reporting.finished_runs import Group, Run
+from codegen2_jax.reporting.sections import Exhibit, Section, make_sections
+from codegen2_jax.reporting.style import style_sheet
+from codegen2_jax.reporting.tables import Cell, Column, Estimate, Table, to_csv
 
 PAGE = "index.html"
 FIGURES = "figures"
@@ -25,12 +26,12 @@ EMPTY = "\N{EN DASH}"
 
 def write(directories: Sequence[str | Path], out: str | Path) -> Path:
     """Writes the report of these run directories into `out` and returns the page's path."""
-    runs = report_runs.load(directories)
-    groups = report_runs.gather(runs)
+    runs = finished_runs.load(directories)
+    groups = finished_runs.gather(runs)
     place = Path(out)
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; name a directory by --out.")
-    sections = report_sections.sections(runs, groups)
+    sections = make_sections(runs, groups)
     try:
         (place / FIGURES).mkdir(parents=True, exist_ok=True)
         drawn = {}
@@ -67,7 +68,7 @@ def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Secti
         "Decoding": ", ".join(decodings),
         "Scored of each split": "all examples" if examples is None else f"{examples} examples",
     }
-    findings = report_findings.findings(groups)
+    findings = main_findings(groups)
     links = [("findings", "In short")] * bool(findings) + [(section.name, section.title) for section in sections]
     lines = [
         "<!DOCTYPE html>",

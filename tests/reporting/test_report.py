@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from codegen2_jax import report
-from codegen2_jax.continual import paper_table, report_page, report_runs, tables
 from codegen2_jax.errors import UserError
+from codegen2_jax.reporting import finished_runs, html_page, paper_table, tables
 
 TASKS = ("toy_generate", "toy_translate", "toy_refine")
 # The golden matrix of the metrics' tests: forget_paper 2.0, average 59.3333 (specification, section 5).
@@ -110,7 +110,7 @@ def runs(tmp_path_factory):
 def written(runs, tmp_path_factory):
     """The report of `runs`: (its directory, the page)."""
     out = tmp_path_factory.mktemp("report") / "deep" / "report"
-    page = report_page.write(runs, out)
+    page = html_page.write(runs, out)
     assert page == out / "index.html"
     return out, page.read_text(encoding="utf-8")
 
@@ -286,7 +286,7 @@ def test_colours_follow_the_scheme(written):
 
 def test_the_same_runs_give_the_same_bytes(written, runs, tmp_path):
     out, _ = written
-    report_page.write(runs, tmp_path / "again")
+    html_page.write(runs, tmp_path / "again")
     files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
     assert files == {path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()}
     for name in files:
@@ -300,7 +300,7 @@ def test_what_is_missing_is_said(written, tmp_path):
     for name in ("key_plane", "query_plane", "own_key_recall"):
         del found[name]
     directory = write_run(tmp_path / "run", record_of(diagnostics=found), metrics=None)
-    alone = report_page.write([directory], tmp_path / "out").read_text()
+    alone = html_page.write([directory], tmp_path / "out").read_text()
     assert "Keys and queries in a plane: left out, as the scores.json of this run holds no key_plane" in alone
     assert "Own keys found again: left out, as every key belongs to every task" in alone
     assert "copy_normalised_bleu needs the scores of individual finetuning" in alone
@@ -334,7 +334,7 @@ def codetask_record(method="pp", copied=(0.09, 18.72, 2.0, 78.06), **changes):
 )
 def test_the_papers_table_stands_beside_its_own_stream(tmp_path, changes, words):
     directory = write_run(tmp_path / "run", codetask_record(**changes))
-    page = report_page.write([directory], tmp_path / "out").read_text()
+    page = html_page.write([directory], tmp_path / "out").read_text()
     assert all(word in page for word in words)
     assert "PP + Teacher Forcing (PP-TF)" in page and "44.33" in page
     assert re.findall(r'href="(http[^"]*)"', page) == ["https://arxiv.org/abs/2307.02435"]
@@ -353,9 +353,9 @@ def test_the_papers_averages_add_up():
 def test_equal_methods_that_are_no_seeds_of_one_another_stand_alone(tmp_path):
     records = [record_of(), record_of(), record_of(cost={"trainable_parameters": 1})]
     directories = [write_run(tmp_path / name, record) for name, record in zip("abc", records, strict=True)]
-    groups = report_runs.gather(report_runs.load(directories))
+    groups = finished_runs.gather(finished_runs.load(directories))
     assert [group.name for group in groups] == ["pool (a)", "pool (b)", "pool (c)"]
-    report_page.write(directories, tmp_path / "out")
+    html_page.write(directories, tmp_path / "out")
     assert (tmp_path / "out" / "figures" / "pool_seed0_2_test_bleu.png").exists()
 
 
@@ -363,7 +363,7 @@ def test_one_task_alone_has_a_report(tmp_path):
     row = [[1.0], [2.0]]
     alone = {"stream": ["toy_generate"], "scorers": {}, "baselines": {}}
     directory = write_run(tmp_path / "run", record_of(splits={s: {"bleu": row} for s in ("valid", "test")}, **alone))
-    page = report_page.write([directory], tmp_path / "out").read_text()
+    page = html_page.write([directory], tmp_path / "out").read_text()
     assert "Left out: it takes two tasks" in page
 
 
@@ -440,5 +440,5 @@ def test_a_last_line_that_a_kill_cut_short_is_no_error(tmp_path):
     directory = write_run(tmp_path / "run", record_of())
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "lo')
-    [run] = report_runs.load([directory])
+    [run] = finished_runs.load([directory])
     assert len(run.metrics) == len(METRICS)

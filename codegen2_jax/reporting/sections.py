@@ -4,10 +4,10 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from codegen2_jax.continual import figures, paper_table, pool_figures, tables
-from codegen2_jax.continual.drawing import Drawing
-from codegen2_jax.continual.report_runs import SPLITS, Group, Run, ceiling, left_out, short_names
-from codegen2_jax.continual.tables import Column, Table
+from codegen2_jax.reporting import figures, paper_table, pool_figures, tables
+from codegen2_jax.reporting.drawing import Drawing
+from codegen2_jax.reporting.finished_runs import SPLITS, Group, Run, ceiling, left_out, short_names
+from codegen2_jax.reporting.tables import Column, Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Section:
     parts: Sequence[str | tuple[str, str] | Exhibit]
 
 
-def sections(runs: Sequence[Run], groups: Sequence[Group]) -> list[Section]:
+def make_sections(runs: Sequence[Run], groups: Sequence[Group]) -> list[Section]:
     """All sections; the paper's table only where the runs learned its stream."""
     paper = [_paper(groups)] if paper_table.belongs(groups) else []
     return [_methods(groups), *paper, _matrices(runs, groups), _forget(groups), _curves(groups), _cost(groups)] + [

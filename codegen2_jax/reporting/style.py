@@ -1,6 +1,6 @@
 """The looks of the report's page: one style sheet, light and dark, from a phone to a wide screen."""
 
-from codegen2_jax.continual.drawing import css_variables
+from codegen2_jax.reporting.drawing import css_variables
 
 _RULES = """
 * { box-sizing: border-box; }

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from codegen2_jax.continual import tables
-from codegen2_jax.continual.report_runs import Group, baseline, short_names
-from codegen2_jax.continual.tables import Estimate
+from codegen2_jax.reporting import tables
+from codegen2_jax.reporting.finished_runs import Group, baseline, short_names
+from codegen2_jax.reporting.tables import Estimate
 
 
-def findings(groups: Sequence[Group]) -> list[str]:
+def main_findings(groups: Sequence[Group]) -> list[str]:
     """Who scores highest, whether that is above trivial outputs, and what is lost; no sentence without its numbers."""
     return [*_best(groups), *_not_above_trivial(groups), *_lost(groups)]
 

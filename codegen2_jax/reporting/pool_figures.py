@@ -9,7 +9,7 @@ import math
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from codegen2_jax.continual.drawing import (
+from codegen2_jax.reporting.drawing import (
     EMPTY,
     LINE,
     MARKERS,
@@ -22,8 +22,8 @@ from codegen2_jax.continual.drawing import (
     legend_above,
     marker_of,
 )
-from codegen2_jax.continual.report_runs import Run, short_names
-from codegen2_jax.continual.tables import Column, Table
+from codegen2_jax.reporting.finished_runs import Run, short_names
+from codegen2_jax.reporting.tables import Column, Table
 
 Found = tuple[Drawing, Table]
 
