@@ -42,14 +42,16 @@ def fit(query_BD: np.ndarray) -> Plane:
     """
     unit_BD = _unit(query_BD)
     mean_D = unit_BD.mean(axis=0)
-    _, singular, axis_RD = np.linalg.svd(unit_BD - mean_D, full_matrices=False)
+    centred_BD = unit_BD - mean_D
+    # Of the D x D scatter, whose cost does not grow with the queries; eigenvalues come in ascending order.
+    variance_D, axis_DR = np.linalg.eigh(centred_BD.T @ centred_BD)
     axis_2D, variance_2 = np.zeros((2, unit_BD.shape[1])), np.zeros(2)
-    found = min(2, len(axis_RD))
-    axis_2D[:found], variance_2[:found] = axis_RD[:found], singular[:found] ** 2
+    found = min(2, len(variance_D), max(len(unit_BD) - 1, 0))
+    axis_2D[:found], variance_2[:found] = axis_DR.T[::-1][:found], np.maximum(variance_D[::-1][:found], 0.0)
     # The decomposition leaves the sign of an axis open: its largest component is made positive.
     largest_21 = np.take_along_axis(axis_2D, np.abs(axis_2D).argmax(axis=1)[:, None], axis=1)
     axis_2D *= np.where(largest_21 < 0, -1.0, 1.0)
-    share_2 = variance_2 / max(float((singular**2).sum()), 1e-12)
+    share_2 = variance_2 / max(float(variance_D.sum()), 1e-12)
     return Plane(mean_D, axis_2D, (float(share_2[0]), float(share_2[1])))
 
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from codegen2_jax import __version__
-from codegen2_jax.continual import diagnostics, projection, scoring
+from codegen2_jax.continual import projection, scoring
+from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
@@ -46,6 +47,7 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
     record = Scores(
         tasks=[task.name for task in setup.tasks],
         scorers={name: [scoring.scorer_of(task, name) for task in setup.tasks] for name in scoring.columns(setup)},
+        leave_out=[task.name for task in setup.tasks if task.name in config.leave_out],
         header={
             "complete": complete,
             "method": config.method,
@@ -85,7 +87,7 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
         for split, metrics in splits.items():
             for metric, values in metrics.items():
                 record.record_baseline(name, split, metric, values)
-    record.diagnostics = _columns(meta["diagnostics"])
+    record.diagnostics = by_name(meta["diagnostics"])
     return record.to_dict()
 
 
@@ -130,74 +132,39 @@ def _replay_cost(setup: Setup, meta: dict) -> dict[str, Any]:
     }
 
 
-def _columns(rows: list[dict]) -> dict[str, list]:
-    """[{name: value}] of each stage -> {name: [value of each stage]}."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, stage: int) -> dict[str, Any]:
-    """What the pool selected for the scored test examples after stage `stage` (specification, section 5), JSON-able.
+def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, last: int) -> dict[str, Any]:
+    """What the pool selected for the scored test examples once task `last` was learned, JSON-able.
 
     details: {(split, task): scoring.TaskScores}. Also writes diagnostics/stage_<n>.npz (keys, queries, selections),
-    from which the next stage computes how far the keys moved. Tasks that were not started yet are null.
+    from which the next stage computes how far the keys moved.
     """
-    assignment_JM = np.asarray(state.prompt_state["assignment"])
-    key_MD = np.asarray(state.trainable["prompt"]["keys"], np.float32)
     scored = [details["test", task] for task in range(len(setup.tasks))]
     limit = setup.config.eval_examples
     queries = [
         setup.queries_of(data.test, limit=limit)[part.records_N] for data, part in zip(setup.tasks, scored, strict=True)
     ]
-    task_B = np.repeat(np.arange(len(queries)), [len(query_ND) for query_ND in queries])
-    query_BD = np.concatenate(queries)
+    key_MD = np.asarray(state.trainable["prompt"]["keys"], np.float32)
     selected_BK = np.concatenate([part.selected_NK for part in scored])
-    unit_BD = query_BD / np.maximum(np.linalg.norm(query_BD, axis=1, keepdims=True), 1e-6)
-    unit_MD = key_MD / np.maximum(np.linalg.norm(key_MD, axis=1, keepdims=True), 1e-6)
-    score_BK = np.take_along_axis(unit_BD @ unit_MD.T, selected_BK, axis=1)
-    usage_JM = diagnostics.usage_counts(selected_BK, task_B, assignment_JM)
-    separation = diagnostics.query_separation(queries)
-    seen = range(stage + 1)
-
-    def per_task(function, *arrays):
-        values = [function(*(array[task_B == task] for array in arrays), assignment_JM) for task in seen]
-        return values + [None] * (len(queries) - stage - 1)
-
-    found = {}
-    if not assignment_JM.all():  # where every key belongs to every task there is nothing to retrieve
-        found = {
-            "retrieval_top1": per_task(diagnostics.retrieval_top1, selected_BK, score_BK, task_B),
-            "retrieval_majority": per_task(diagnostics.retrieval_majority, selected_BK, task_B),
-            "own_key_recall": per_task(
-                lambda s, t, table: diagnostics.own_key_recall(s, t, table)[t[0]], selected_BK, task_B
-            ),
-            "own_key_limit": diagnostics.own_key_limit(assignment_JM, selected_BK.shape[1], stage + 1).tolist(),
-        }
-    found |= {
-        "usage_entropy": [diagnostics.usage_entropy(usage_M)[0] for usage_M in usage_JM],
-        "effective_keys": [diagnostics.usage_entropy(usage_M)[1] for usage_M in usage_JM],
-        "effective_keys_overall": diagnostics.usage_entropy(usage_JM.sum(axis=0))[1],
-        "selection_overlap": diagnostics.selection_overlap(usage_JM).tolist(),
-        "query_cosine": separation.cosine_JJ.tolist(),
-        "nearest_mean_accuracy": separation.nearest_mean_accuracy,
-        "key_usage": usage_JM.tolist(),
-        "assignment": assignment_JM.tolist(),
-    }
-    plane = projection.fit(query_BD)
-    found["key_plane"] = plane.place(key_MD)
-    if stage == 0:  # the queries of later stages are the same
-        found["query_plane"] = plane.sample(query_BD, task_B)
     folder = directory / "diagnostics"
-    before = folder / f"stage_{stage - 1}.npz"
-    if stage and before.exists():
-        owned_M = assignment_JM[:stage].any(axis=0)
-        with np.load(before, allow_pickle=False) as stored:
-            found["key_drift"] = diagnostics.key_drift(stored["key_MD"], key_MD, owned_M)
+    before_path, before_MD = folder / f"stage_{last - 1}.npz", None
+    if last and before_path.exists():
+        with np.load(before_path, allow_pickle=False) as stored:
+            before_MD = stored["key_MD"]
+    found = stage_diagnostics(
+        np.asarray(state.prompt_state["assignment"]),
+        key_MD,
+        queries,
+        selected_BK,
+        last=last,
+        before_MD=before_MD,
+        plane=projection.fit(np.concatenate(queries)),
+    )
     if jax.process_index() == 0:
         folder.mkdir(exist_ok=True)
-        arrays = {"key_MD": key_MD, "query_BD": query_BD, "task_B": task_B, "selected_BK": selected_BK}
-        np.savez(folder / f"stage_{stage}.npz", **arrays)
-    return jax.tree.map(lambda value: round(float(value), 6), found)
+        task_B = np.repeat(np.arange(len(queries)), [len(query_ND) for query_ND in queries])
+        arrays = {"key_MD": key_MD, "query_BD": np.concatenate(queries), "task_B": task_B, "selected_BK": selected_BK}
+        np.savez(folder / f"stage_{last}.npz", **arrays)
+    return found
 
 
 def show(tracker: Any, record: dict) -> None:

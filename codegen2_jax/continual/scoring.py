@@ -41,7 +41,7 @@ def score_task(
     """
     data = setup.tasks[task]
     texts, selected = runner.decode_split(
-        setup.predict(beams=beams, selection=selection),
+        setup.predict(task, beams=beams, selection=selection),
         setup.params(state),
         state.prompt_state,
         setup.evaluation_batches(task, split),

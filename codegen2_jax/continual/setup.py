@@ -11,6 +11,7 @@ import numpy as np
 
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
+from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
 from codegen2_jax.data import cache, converters, jsonl, loader
 from codegen2_jax.data.plan import Subset
 from codegen2_jax.data.tags import TaggedSplit
@@ -243,9 +244,10 @@ class Setup:
         self.loss_step = jax.jit(make_loss_step(self.learner))
         self._predicts: dict[tuple, Any] = {}
 
-    def predict(self, *, beams: int, selection: str | None):
-        """The jitted decoder for a number of beams; selection None decodes without a prompt."""
-        if (beams, selection) not in self._predicts:
+    def predict(self, task: int, *, beams: int, selection: str | None):
+        """The jitted decoder for a task's longest target; selection None decodes without a prompt."""
+        max_length = self.tasks[task].max_lengths[1]
+        if (max_length, beams, selection) not in self._predicts:
             prompt = None
             if selection is not None and self.config.prompt is not None:
 
@@ -255,14 +257,14 @@ class Setup:
                     )
                     return prompt_BPD, aux["selected_BK"]
 
-            self._predicts[beams, selection] = runner.make_predict(
+            self._predicts[max_length, beams, selection] = runner.make_predict(
                 self.model,
                 prompt,
-                max_length=max(task.max_lengths[1] for task in self.tasks),
+                max_length=max_length,
                 num_beams=beams,
                 length_penalty=self.config.decoding.length_penalty,
             )
-        return self._predicts[beams, selection]
+        return self._predicts[max_length, beams, selection]
 
     def params(self, state: TrainState) -> Any:
         return merge_params(state.trainable, state.frozen)
@@ -307,6 +309,22 @@ class Setup:
         if isinstance(split, TaggedSplit) and self.config.tags != "input_and_query":
             split = split.records
         return self.queries.of(split, limit=limit)
+
+    def query_sets(self) -> list[TaskQueries]:
+        """Queries of every task, for a study of retrieval: at most `TRAIN_QUERIES` to learn from, and those scored."""
+        if not self.needs_query:
+            raise UserError(
+                "RETRIEVAL_ONLY=True studies a prompt pool, which this method lacks; take pp_tf.gin or pp.gin."
+            )
+
+        def some(split, limit):
+            limit = len(split) if limit is None else min(limit, len(split))
+            return self.queries_of(split, limit=limit)[loader.evenly_spaced(len(split), limit)]
+
+        return [
+            TaskQueries(task.name, some(task.train, TRAIN_QUERIES), some(task.test, self.config.eval_examples))
+            for task in self.tasks
+        ]
 
     def replayed_batches(self, stage: int, epoch: int, buffer: Buffer):
         """The batches of one pass over the buffer, after an epoch; this process's rows of each."""

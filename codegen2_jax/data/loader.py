@@ -303,7 +303,7 @@ class EvaluationBatches(Sequence):
         self._split, self._queries, self._start_id = split, queries, start_id
         self._task_id, self._batch_size = task_id, batch_size
         limit = size if limit is None else min(limit, size)
-        chosen = np.arange(limit, dtype=np.int64) * size // limit
+        chosen = evenly_spaced(size, limit)
         source, target = (lengths_N[chosen] for lengths_N in record_lengths(split))
         self.shapes: list[Shape] = list(shapes or converters.choose_shapes(source, target, count=num_shapes))
         group = converters.smallest_shape(self.shapes, source, target)
@@ -328,6 +328,11 @@ class EvaluationBatches(Sequence):
         )
         batch["valid_B"] = np.arange(self._batch_size) < num_valid
         return batch
+
+
+def evenly_spaced(size: int, count: int) -> np.ndarray:
+    """int64 [count]: the records that stand for a split of `size` where only `count` of them are scored."""
+    return np.arange(count, dtype=np.int64) * size // count
 
 
 def evaluation_batches(

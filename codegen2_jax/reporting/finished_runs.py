@@ -127,15 +127,6 @@ def short_names(tasks: Sequence[str]) -> list[str]:
     return short if all(task.startswith(prefix) and len(task) > len(prefix) for task in tasks) else list(tasks)
 
 
-def left_out(run: Run) -> list[str]:
-    """The tasks without which a second average is formed: those the run names, else refinement.
-
-    BLEU of refinement hardly leaves that of copying, whose bugs are small, so it adds a constant to every average.
-    """
-    named = list(run.scores.leave_out)
-    return named or [task for task in run.scores.tasks if task.endswith("_refine")]
-
-
 def ceiling(groups: Sequence[Group], split: str, metric: str) -> np.ndarray | None:
     """a*, float64 (J,): the mean of the individual runs, else the individual row that a run stored, else None."""
     individual = [run for group in groups for run in group.runs if run.is_individual]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from codegen2_jax.reporting import figures, paper_table, pool_figures, tables
 from codegen2_jax.reporting.drawing import Drawing
-from codegen2_jax.reporting.finished_runs import SPLITS, Group, Run, ceiling, left_out, short_names
+from codegen2_jax.reporting.finished_runs import SPLITS, Group, Run, ceiling, short_names
 from codegen2_jax.reporting.tables import Column, Table
 
 
@@ -55,7 +55,7 @@ def _methods(groups: Sequence[Group]) -> Section:
         "the last but one, minus its final score; below 0, tasks ended better than ever before.",
     ]
     removed = [name for name, task in zip(short_names(first.scores.tasks), first.scores.tasks, strict=True)
-               if task in left_out(first)]  # fmt: skip
+               if task in first.scores.leave_out]  # fmt: skip
     if removed:
         notes.append(f"A second average leaves out {', '.join(removed)}, where BLEU says little beside copying.")
     top = ceiling(groups, "test", "bleu")

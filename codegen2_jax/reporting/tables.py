@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from codegen2_jax.continual.scores import copy_normalised, copy_normalised_per_task, forget_paper_per_task
-from codegen2_jax.reporting.finished_runs import Group, Run, baseline, ceiling, left_out, short_names
+from codegen2_jax.reporting.finished_runs import Group, Run, baseline, ceiling, short_names
 
 CONFIDENCE = 0.95
 
@@ -112,7 +112,7 @@ def methods(groups: Sequence[Group]) -> Table:
     """One row per method and the reference rows: individual finetuning, before training, copy, constant."""
     first = groups[0].runs[0]
     tasks, short = first.scores.tasks, short_names(first.scores.tasks)
-    without = left_out(first)
+    without = first.scores.leave_out
     rest = [number for number, task in enumerate(tasks) if task not in without]
     removed = ", ".join(name for name, task in zip(short, tasks, strict=True) if task in without)
     top = ceiling(groups, "test", "bleu")
