@@ -110,6 +110,25 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
         job.run(config_text=without_places(text))
 
 
+def describe(argv: list[str]) -> tuple[object, str]:
+    """(the job that a command of `train` would run, its configuration without places), with nothing run."""
+    options = parse_flags(argv, "")
+    if options is None:
+        raise UserError("--help stands alone.")
+    job, text = build(read(options), options)
+    return job, without_places(text)
+
+
+def run_name(arguments: list[str]) -> str:
+    """What a run with these flags is called by default: the names of its gin files."""
+    options = parse_flags(["train", *arguments], "")
+    return _name_of(options) if options else ""
+
+
+def _name_of(options: Options) -> str:
+    return "-".join(Path(name).stem for name in options.gin_file)
+
+
 def parse_flags(argv: list[str], usage: str) -> Options | None:
     """The flags of `argv` (argv[0] is the program), or None when --help was asked for and is answered."""
     parser = flags.FlagValues()
@@ -199,7 +218,7 @@ def read(options: Options) -> Config:
     if options.model_dir is not None:
         _note_if_given_twice(config, "MODEL_DIR", f"--model_dir={options.model_dir}")
     if options.model_dir is not None or _is_open(config, "MODEL_DIR"):
-        value = options.model_dir or "runs/" + "-".join(Path(name).stem for name in options.gin_file)
+        value = options.model_dir or f"runs/{_name_of(options)}"
         source = Source(f"--model_dir={value}", "environment" if options.model_dir is None else "flag")
         config.define(Given("MODEL_DIR", value, bindings.literal(value), source, 0))
     bindings.check_macros(config)

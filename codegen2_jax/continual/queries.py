@@ -4,6 +4,7 @@ arXiv 2307.02435, section 4: the query of an input is the mean of the last hidde
 encoder over its true tokens; it depends on neither prompts nor training, so it is a constant of the example.
 """
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -24,15 +25,26 @@ class QueryStore:
       model: has `query(params, inputs_BS, inputs_mask_BS)`.
       params: the parameters of the pretrained model, placed on the mesh.
       encoder_digest: identifies those parameters.
+      pooling: "mean" or "first", as `model.query` knows them.
     """
 
-    def __init__(self, directory: Path, model: Any, params: Any, encoder_digest: str, mesh, batch_size: int = 64):
+    def __init__(
+        self,
+        directory: Path,
+        model: Any,
+        params: Any,
+        encoder_digest: str,
+        mesh,
+        *,
+        pooling: str = "mean",
+        batch_size: int = 64,
+    ):
         self.directory, self.model, self.params, self.mesh = Path(directory), model, params, mesh
-        self.encoder_digest, self.batch_size = encoder_digest, batch_size
-        self._query = jax.jit(model.query)
+        self.encoder_digest, self.pooling, self.batch_size = encoder_digest, pooling, batch_size
+        self._query = jax.jit(functools.partial(model.query, pooling=pooling))
 
     def _path(self, split: Any, limit: int | None) -> Path:
-        identity = f"{self.encoder_digest}|{split.digest}|{limit}|{self.model.config}"
+        identity = f"{self.encoder_digest}|{split.digest}|{limit}|{self.pooling}|{self.model.config}"
         return self.directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
 
     def of(self, split: Any, *, limit: int | None = None) -> np.ndarray:

@@ -126,8 +126,8 @@ def run(directory: str | Path, config_text: str, header: dict, tasks: Sequence[T
     """Runs the study, prints it and writes retrieval.json into the run directory."""
     directory, began = Path(directory), time.time()
     run_directory.check_config(directory, config_text)
-    run_directory.write_config(directory, config_text)
-    with Tracker(directory, process_index=jax.process_index()) as tracker:
+    with run_directory.occupied(directory), Tracker(directory, process_index=jax.process_index()) as tracker:
+        run_directory.write_config(directory, config_text)
         stages = study(tasks=tasks, **settings)
         names = [task.name for task in tasks]
         record = {"stream": names, **header, "diagnostics": by_name(stages)}

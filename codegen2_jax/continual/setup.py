@@ -78,12 +78,21 @@ def is_cached(config: Any, vocabulary_directory: str) -> bool:
     return not cache.missing(**_cache_of(config, vocabulary_directory))
 
 
+def task_names(config: Any) -> tuple[str, ...]:
+    """The tasks of a run's stream, in order; makes caches that are missing."""
+    arguments = _cache_of(config, config.source.load().vocabulary_directory)
+    return cache.ensure_cached(**arguments, task_modules=_modules(config))
+
+
+def _modules(config: Any) -> tuple[str, ...]:
+    return config.task_modules + (("tasks.jsonl",) if config.jsonl_tasks is not None else ())
+
+
 def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[TaskData]:
     """Opens the caches of the stream's tasks, in order; makes the missing ones in a child process."""
     arguments = _cache_of(config, vocabulary_directory)
     directory = arguments["cache_dir"]
-    modules = config.task_modules + (("tasks.jsonl",) if config.jsonl_tasks is not None else ())
-    names = cache.ensure_cached(**arguments, task_modules=modules)
+    names = cache.ensure_cached(**arguments, task_modules=_modules(config))
     tasks = []
     for name in names:
         info = cache.read_info(directory, name)
@@ -145,7 +154,12 @@ class Setup:
         self.queries = None
         if self.needs_query:
             self.queries = QueryStore(
-                directory / "queries", self.model, self._pretrained, self._encoder_digest(), self.mesh
+                directory / "queries",
+                self.model,
+                self._pretrained,
+                self._encoder_digest(),
+                self.mesh,
+                pooling=self.config.query_pooling,
             )
         abstract = jax.eval_shape(self._new_state, self._pretrained)
         self.state_shardings = state_shardings(self.mesh, abstract, self.learner.param_axes())

@@ -63,13 +63,17 @@ class EncoderDecoder:
         x_BTD = self._apply(params, x_BTD, encoded_BSD, mask_BS, dropout_key, method="decode")
         return self._apply(params, x_BTD, method="head")
 
-    def query(self, params: Params, inputs_BS, inputs_mask_BS) -> jax.Array:
-        """query_BD float32: mean of the encoder's states over true tokens, without prompt, dropout or gradient.
+    def query(self, params: Params, inputs_BS, inputs_mask_BS, *, pooling: str = "mean") -> jax.Array:
+        """query_BD float32 of the encoder's states, without prompt, dropout or gradient.
+
+        pooling: "mean" over the true tokens, or "first", the state of the first token.
 
         Computed in float32 whatever the compute dtype, so that a stored query equals a recomputed one.
         """
         exact = EncoderDecoder(dataclasses.replace(self.config, dtype="float32"))
         encoded_BSD, mask_BS = exact.encode(params, inputs_BS, inputs_mask_BS)
+        if pooling == "first":
+            return jax.lax.stop_gradient(encoded_BSD[:, 0])
         mask_BS1 = mask_BS[..., None].astype(jnp.float32)
         total_B1 = jnp.maximum(jnp.sum(mask_BS1, axis=1), 1.0)
         return jax.lax.stop_gradient(jnp.sum(encoded_BSD * mask_BS1, axis=1) / total_B1)

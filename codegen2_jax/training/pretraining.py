@@ -105,6 +105,10 @@ class Pretraining:
     def run(self, *, config_text: str) -> None:
         directory = Path(self.model_dir)
         run_directory.check_config(directory, config_text)
+        with run_directory.occupied(directory):
+            self._run(directory, config_text)
+
+    def _run(self, directory: Path, config_text: str) -> None:
         runtime = _Runtime(self)
         run_directory.write_config(directory, config_text)
         with (

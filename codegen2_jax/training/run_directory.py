@@ -1,7 +1,11 @@
 """A run directory belongs to one configuration: it is written down once and compared ever after."""
 
 import difflib
+import fcntl
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -9,6 +13,7 @@ import jax
 from codegen2_jax.errors import UserError
 
 CONFIG_FILE = "config.gin"
+LOCK_FILE = ".running"
 
 
 def _comparable(config_text: str) -> list[str]:
@@ -42,3 +47,28 @@ def write_config(directory: Path, config_text: str) -> None:
     if jax.process_index() == 0 and not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(config_text, encoding="utf-8")
+
+
+@contextmanager
+def occupied(directory: Path) -> Iterator[None]:
+    """Holds the run directory for this process; two at once would overwrite each other's checkpoints.
+
+    The lock is the kernel's and goes with the process, however that ends. Raises UserError naming the other process.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{directory} is in use by process {file.read().strip() or 'unknown'}; wait for it, or choose another "
+                "MODEL_DIR."
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

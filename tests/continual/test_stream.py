@@ -1,13 +1,11 @@
 """A whole run through its door: it ends with its scores, it says when it is finished, and a SIGKILL changes nothing."""
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +15,6 @@ pytest.importorskip("seqio", reason="caching the tasks needs the extra 'seqio'")
 
 RUN = ("--gin_file=streams/tiny_ci.gin", "--gin_file=models/tiny_t5.gin", "--gin.TOP_K=2", "--gin.EVAL_EXAMPLES=4")
 TIMES = ("wall_seconds",)
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One cache of data and one of compiled programs for all runs of this file: a child process is dear."""
-    folder = tmp_path_factory.mktemp("caches")
-    checkout = str(Path(__file__).resolve().parents[2])
-    return os.environ | {
-        "PYTHONPATH": checkout,
-        "CODEGEN2_JAX_CACHE": str(folder / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-        "CODEGEN2_JAX_KEEP_ALLOCATOR": "1",
-    }
 
 
 def arguments(method, directory, *more):
@@ -142,6 +125,22 @@ def test_sigkill_anywhere_changes_no_score(unbroken, tmp_path, environment):
     done = run("pp_tf", tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert kills >= 1 and scores(tmp_path) == scores(directory)
+
+
+def test_a_second_process_in_the_same_directory_is_refused(tmp_path, environment):
+    first = subprocess.Popen(
+        command("pp_tf", tmp_path, "--gin.STEPS_PER_TASK=5000"), env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        while not (tmp_path / ".running").exists() and first.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        second = run("pp_tf", tmp_path, environment, "--gin.STEPS_PER_TASK=5000")
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2, second.stderr
+    assert f"is in use by process {first.pid}; wait for it, or choose another MODEL_DIR" in second.stderr
 
 
 def test_sigterm_saves_and_says_how_to_continue(tmp_path, environment):
