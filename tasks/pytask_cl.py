@@ -7,18 +7,8 @@ Python Software Foundation's and its contributors', under the PSF licence.
 import functools
 from collections.abc import Sequence
 
-from codegen2_jax.data import (
-    bug_injection,
-    javascript_calls,
-    javascript_expressions,
-    javascript_scopes,
-    javascript_strings,
-    javascript_syntax,
-    pytask_cl,
-    python_functions,
-    python_to_javascript,
-    sources,
-)
+from codegen2_jax.data import bug_injection, pytask_cl, python_functions, sources
+from codegen2_jax.data.javascript import calls, expressions, from_python, scopes, strings, syntax
 from tasks import sequences
 
 # (source, target) tokens, <s> and </s> included; a few functions in a thousand are longer and get cut.
@@ -38,8 +28,7 @@ TAGS = {
 STREAMS = {"pytask_cl": pytask_cl.TASKS}
 
 _MADE_BY = (
-    bug_injection, javascript_calls, javascript_expressions, javascript_scopes, javascript_strings, javascript_syntax,
-    pytask_cl, python_functions, python_to_javascript, sources,
+    bug_injection, calls, expressions, from_python, pytask_cl, python_functions, scopes, sources, strings, syntax,
 )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ import platform
 from collections.abc import Callable, Iterable
 
 from codegen2_jax.data.bug_injection import refinement
-from codegen2_jax.data.javascript_syntax import Unsupported
+from codegen2_jax.data.javascript.from_python import to_javascript
+from codegen2_jax.data.javascript.syntax import Unsupported
 from codegen2_jax.data.python_functions import (
     Limits,
     PythonFunction,
@@ -30,7 +31,6 @@ from codegen2_jax.data.python_functions import (
     is_short,
     is_trivial,
 )
-from codegen2_jax.data.python_to_javascript import to_javascript
 from codegen2_jax.data.sources import SPLITS, SourceFile, TextExample, split_of, stable_hash, standard_library
 
 TASKS = ("pytask_generate", "pytask_translate", "pytask_summarize", "pytask_refine")

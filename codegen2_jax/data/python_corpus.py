@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from codegen2_jax.data.bug_injection import abstracted
-from codegen2_jax.data.javascript_syntax import Unsupported
+from codegen2_jax.data.javascript.from_python import to_javascript
+from codegen2_jax.data.javascript.syntax import Unsupported
 from codegen2_jax.data.python_functions import (
     Limits,
     PythonFunction,
@@ -26,7 +27,6 @@ from codegen2_jax.data.python_functions import (
     is_trivial,
     parse,
 )
-from codegen2_jax.data.python_to_javascript import to_javascript
 from codegen2_jax.data.sources import (
     STANDARD_LIBRARY,
     STANDARD_LIBRARY_LICENCE,

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from codegen2_jax.data import pytask_cl
-from codegen2_jax.data.javascript_syntax import Unsupported
-from codegen2_jax.data.python_to_javascript import to_javascript
+from codegen2_jax.data.javascript.from_python import to_javascript
+from codegen2_jax.data.javascript.syntax import Unsupported
 from codegen2_jax.data.sources import SPLITS
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not on this machine")

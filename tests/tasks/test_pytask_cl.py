@@ -231,4 +231,4 @@ def test_provenance_names_every_source_file(module):
     assert platform.python_version() in facts["settings"]["interpreter"]
     path = str(Path(sysconfig.get_path("stdlib"), "heapq.py"))
     assert facts["sources"][path] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    assert any(source.endswith("python_to_javascript.py") for source in facts["sources"])
+    assert any(source.endswith("javascript/from_python.py") for source in facts["sources"])

@@ -6,8 +6,8 @@ call is written like any other.
 
 import ast
 
-from codegen2_jax.data.javascript_strings import format_call, string
-from codegen2_jax.data.javascript_syntax import (
+from codegen2_jax.data.javascript.strings import format_call, string
+from codegen2_jax.data.javascript.syntax import (
     ASSIGN,
     BIT_OR,
     BUILTINS,

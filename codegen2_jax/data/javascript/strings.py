@@ -6,7 +6,7 @@
 import ast
 import re
 
-from codegen2_jax.data.javascript_syntax import POSTFIX, Unsupported
+from codegen2_jax.data.javascript.syntax import POSTFIX, Unsupported
 
 _PERCENT = re.compile(r"%(?:(?P<pad>0?)(?P<width>\d*)(?P<kind>[sdirx])|%)")
 _FIELD = re.compile(r"\{(\d*)(?:!([rs]))?(?::([^{}]*))?\}")

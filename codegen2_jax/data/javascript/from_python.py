@@ -1,16 +1,16 @@
 """A Python function written as JavaScript (ECMAScript 2022) from its syntax tree.
 
 The result parses (a test runs node over all of PyTask-CL's), has block-scoped declarations, and reads like JavaScript;
-names are kept, since they name an API. It is a translation of the syntax: see javascript_expressions for what that
+names are kept, since they name an API. It is a translation of the syntax: see expressions.py for what that
 leaves to the reader. Functions with constructs that have no counterpart (with, yield in lambdas, slices that are
 assigned to, ...) raise Unsupported.
 """
 
 import ast
 
-from codegen2_jax.data.javascript_expressions import Expressions, is_negative
-from codegen2_jax.data.javascript_scopes import Declarations, declarations, parameter_names
-from codegen2_jax.data.javascript_syntax import BUILTINS, POSTFIX, SHIFT, UNARY, Unsupported
+from codegen2_jax.data.javascript.expressions import Expressions, is_negative
+from codegen2_jax.data.javascript.scopes import Declarations, declarations, parameter_names
+from codegen2_jax.data.javascript.syntax import BUILTINS, POSTFIX, SHIFT, UNARY, Unsupported
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 _INDENT = "  "

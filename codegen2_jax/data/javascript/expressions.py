@@ -6,10 +6,10 @@ integer division of negatives and the like keep JavaScript's meaning. What has n
 
 import ast
 
-from codegen2_jax.data.javascript_calls import builtin_call, method_call
-from codegen2_jax.data.javascript_scopes import Comprehension
-from codegen2_jax.data.javascript_strings import joined, percent, string
-from codegen2_jax.data.javascript_syntax import (
+from codegen2_jax.data.javascript.calls import builtin_call, method_call
+from codegen2_jax.data.javascript.scopes import Comprehension
+from codegen2_jax.data.javascript.strings import joined, percent, string
+from codegen2_jax.data.javascript.syntax import (
     ADD,
     AND,
     ASSIGN,

@@ -10,7 +10,7 @@ RESERVED = frozenset(
     "public return static super switch this throw true try typeof undefined var void while with yield".split()
 )
 
-# Builtins with no counterpart as a bare name. Calls of some of them have one (javascript_calls.py).
+# Builtins with no counterpart as a bare name. Calls of some of them have one (javascript/calls.py).
 NO_COUNTERPART = frozenset(
     "Ellipsis NotImplemented __build_class__ __debug__ __file__ __import__ __name__ __spec__ all any ascii bin "
     "breakpoint bytearray bytes callable chr classmethod compile complex delattr dir divmod enumerate exec filter "

@@ -1,0 +1,1 @@
+"""Python functions written as JavaScript: the other language of PyTask-CL."""
