@@ -37,7 +37,7 @@ class Decoding:
     """
 
     selection_beams: int = 1
-    scoring_beams: int = 1
+    scoring_beams: int = 5
     length_penalty: float = 1.0
     batch_size: int = 32
 
