@@ -59,14 +59,3 @@ def test_a_task_module_of_your_own(tmp_path, environment):
     flags = ("--gin.STREAM='greetings'", "--gin.stream.ContinualLearning.task_modules=('my_tasks',)")
     record = train(tmp_path, environment, "--gin_file=pp_tf.gin", *flags)
     assert record["complete"] and record["stream"] == ["greet", "part"]
-
-
-def test_every_figure_of_a_run_is_explained(tmp_path, environment):
-    """Names in scores.json that docs/results.md does not know."""
-    record = train(tmp_path, environment, "--gin_file=pp_tf.gin", "--gin_file=streams/tiny_ci.gin")
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    metrics = sorted(record["splits"]["test"], key=len, reverse=True)
-    figures = {name for summary in record["summary"].values() for name in summary}
-    plain = {re.sub(rf"_({'|'.join(metrics)})$", "", name) for name in figures} | set(record["diagnostics"])
-    unexplained = [name for name in plain if f"`{name}`" not in page]
-    assert not unexplained

@@ -15,7 +15,7 @@ from codegen2_jax import __version__
 from codegen2_jax.continual import projection, scoring
 from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.continual.replay import Buffer
-from codegen2_jax.continual.scores import Scores, format_matrix, format_summary
+from codegen2_jax.continual.scores import ORACLE, Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
 from codegen2_jax.data.plan import record_lengths
 from codegen2_jax.training.step import TrainState
@@ -172,6 +172,8 @@ def show(tracker: Any, record: dict) -> None:
     """The matrices and the summary of a complete run, on the terminal."""
     for split in SPLITS:
         for metric in record["splits"].get(split, {}):
+            if metric.endswith(ORACLE):
+                continue  # one row, and `oracle_gap` says what it comes to
             tracker.message("\n".join(["", *format_matrix(record, split=split, metric=metric)]))
     for split in SPLITS:
         tracker.message("\n".join(["", *format_summary(record, split=split)]))
