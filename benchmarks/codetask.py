@@ -111,6 +111,15 @@ def parser(description: str, *, batch_size: int, out: str) -> argparse.ArgumentP
     return options
 
 
+def contenders(jax: Callable, torch: Callable) -> dict[str, Callable[[Path, int], tuple]]:
+    """Ours, theirs in float32, and theirs under bfloat16 autocast, by name."""
+    return {
+        "jax": jax,
+        "torch": lambda work, threads: torch(work, threads, autocast=False),
+        "torch-bf16": lambda work, threads: torch(work, threads, autocast=True),
+    }
+
+
 def drive(
     script: str,
     arguments: argparse.Namespace,

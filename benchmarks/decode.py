@@ -79,11 +79,7 @@ def torch_contender(work: Path, threads: int, autocast: bool):
     return round_, {}
 
 
-CONTENDERS = {
-    "jax": jax_contender,
-    "torch": lambda work, threads: torch_contender(work, threads, autocast=False),
-    "torch-bf16": lambda work, threads: torch_contender(work, threads, autocast=True),
-}
+CONTENDERS = codetask.contenders(jax_contender, torch_contender)
 
 
 def prepare(arguments, num_beams: int, work: Path) -> dict:

@@ -179,11 +179,7 @@ def TorchPool(assignment, width):  # noqa: N802  a class, made late because torc
     return Pool()
 
 
-CONTENDERS = {
-    "jax": jax_contender,
-    "torch": lambda work, threads: torch_contender(work, threads, autocast=False),
-    "torch-bf16": lambda work, threads: torch_contender(work, threads, autocast=True),
-}
+CONTENDERS = codetask.contenders(jax_contender, torch_contender)
 
 
 # --------------------------------------------------------------------------------------------------------------- driver

@@ -122,15 +122,25 @@ def report(tasks: Sequence[str], stages: Sequence[dict]) -> list[str]:
     return lines
 
 
-def run(directory: str | Path, config_text: str, header: dict, tasks: Sequence[TaskQueries], **settings: Any) -> None:
-    """Runs the study, prints it and writes retrieval.json into the run directory."""
-    directory, began = Path(directory), time.time()
+def run(job: Any, config_text: str, header: dict, tasks: Sequence[TaskQueries]) -> None:
+    """Runs the study, prints it and writes retrieval.json into the run directory.
+
+    job: has model_dir, prompt, optimizer, steps_per_task, batch_size and seed. header: facts to store beside the result.
+    """
+    directory, began = Path(job.model_dir), time.time()
     run_directory.check_config(directory, config_text)
     with run_directory.occupied(directory), Tracker(directory, process_index=jax.process_index()) as tracker:
         run_directory.write_config(directory, config_text)
-        stages = study(tasks=tasks, **settings)
+        stages = study(
+            job.prompt,
+            job.optimizer,
+            tasks,
+            steps_per_task=job.steps_per_task,
+            batch_size=job.batch_size,
+            seed=job.seed,
+        )
         names = [task.name for task in tasks]
-        record = {"stream": names, **header, "diagnostics": by_name(stages)}
+        record = {"stream": names, "seed": job.seed, **header, "diagnostics": by_name(stages)}
         record["cost"] = {"wall_seconds": round(time.time() - began, 1)}
         path = directory / RESULT_FILE
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

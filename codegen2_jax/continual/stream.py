@@ -135,19 +135,9 @@ class ContinualLearning:
                 Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn()
 
     def _study_retrieval(self, directory: Path, config_text: str) -> None:
-        setup = Setup(self, directory)
-        header = {"method": self.method, "seed": self.seed, "init_from": self.source.init_from, "tags": self.tags}
-        retrieval.run(
-            directory,
-            config_text,
-            header,
-            setup.query_sets(),
-            prompt=self.prompt,
-            optimizer=self.optimizer,
-            steps_per_task=self.steps_per_task,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        tasks = Setup(self, directory).query_sets()
+        header = {"method": self.method, "init_from": self.source.init_from, "tags": self.tags}
+        retrieval.run(self, config_text, header | {"query_pooling": self.query_pooling}, tasks)
 
     def dry_run(self) -> None:
         """Builds everything, lowers one step, prints what it would take; trains nothing."""

@@ -61,16 +61,9 @@ class SyntheticRetrieval:
             raise UserError(f"between_share={self.between_share} is out of range; it must be above 0 and below 1.")
 
     def run(self, *, config_text: str) -> None:
+        header = {"method": "synthetic_retrieval", "between_share": self.between_share}
         retrieval.run(
-            self.model_dir,
-            config_text,
-            {"method": "synthetic_retrieval", "seed": self.seed, "between_share": self.between_share},
-            make_queries(self.num_tasks, self.width, self.between_share, self.seed),
-            prompt=self.prompt,
-            optimizer=self.optimizer,
-            steps_per_task=self.steps_per_task,
-            batch_size=self.batch_size,
-            seed=self.seed,
+            self, config_text, header, make_queries(self.num_tasks, self.width, self.between_share, self.seed)
         )
 
     def dry_run(self) -> None:
