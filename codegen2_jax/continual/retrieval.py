@@ -125,7 +125,7 @@ def report(tasks: Sequence[str], stages: Sequence[dict]) -> list[str]:
 def run(job: Any, config_text: str, header: dict, tasks: Sequence[TaskQueries]) -> None:
     """Runs the study, prints it and writes retrieval.json into the run directory.
 
-    job: has model_dir, prompt, optimizer, steps_per_task, batch_size and seed. header: facts to store beside the result.
+    job: has model_dir, prompt, optimizer, steps_per_task, batch_size and seed. header: facts to store with the result.
     """
     directory, began = Path(job.model_dir), time.time()
     run_directory.check_config(directory, config_text)
