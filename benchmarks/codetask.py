@@ -104,6 +104,7 @@ def parser(description: str, *, batch_size: int, out: str) -> argparse.ArgumentP
     options.add_argument("--batch_size", type=int, default=batch_size)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--round_limit_s", type=float, default=120, help="when torch stops a round")
     options.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
     options.add_argument("--out", default=out)
     options.add_argument("--contender", help=argparse.SUPPRESS)
@@ -144,9 +145,10 @@ def drive(
         for variant, prepare in variants.items():
             facts = prepare(work)
             print(f"{variant}: {facts}", flush=True)
-            results = contest.compete(script, names, work, rounds=arguments.rounds, threads=arguments.threads)
+            race = {"amount": facts["examples"], "rounds": arguments.rounds, "threads": arguments.threads}
+            results = contest.compete(script, names, work, **race)
             against = "torch" if "torch" in results else names[0]
-            rows, text = contest.table(results, amount=facts["examples"], unit="examples", against=against)
+            rows, text = contest.table(results, amount=facts["examples"], against=against)
             ready = {name: result["ready"] for name, result in results.items()}
             facts |= {"table": rows, "ready": ready, **compare(results)}
             report["variants"][variant] = facts

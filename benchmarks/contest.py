@@ -1,8 +1,9 @@
 """Runs contenders against each other on the same work: one process each, taking turns, the order reversed every round.
 
 A contender is a function `(work: Path) -> round`, where `work` holds what the driver prepared and `round()` does the
-whole work once and returns a dictionary with "seconds". Its process stays alive between rounds, so that compilation
-and warm-up happen once and all contenders meet the machine in the same state. While one works the others wait.
+whole work once and returns a dictionary with "seconds" and the "examples" done: fewer than given where the contender
+ran into its time limit. Its process stays alive between rounds, so that compilation and warm-up happen once and all
+contenders meet the machine in the same state. While one works the others wait.
 """
 
 import json
@@ -29,10 +30,9 @@ def serve(round_: Callable[[], dict], ready: dict) -> None:
 class Contender:
     """The driver's side: `script --contender=name --work=directory` in a process of its own."""
 
-    def __init__(self, script: str, name: str, work: Path, threads: int):
+    def __init__(self, script: str, name: str, work: Path, threads: int) -> dict[str, dict]:
         self.name = name
         # The allocator's settings that the package's commands give themselves; torch gains from them as well.
-        # As the package's commands set it for themselves; torch gains from it too.
         environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
         environment["TOKENIZERS_PARALLELISM"] = "false"
         command = [sys.executable, script, f"--contender={name}", f"--work={work}", f"--threads={threads}"]
@@ -63,8 +63,11 @@ def pin(threads: int) -> None:
     os.sched_setaffinity(0, available[:threads])
 
 
-def compete(script: str, names: list[str], work: Path, *, rounds: int, threads: int) -> dict[str, dict]:
-    """{name: {"ready": ..., "rounds": [...]}}; contenders start one after the other, then take turns."""
+def compete(script: str, names: list[str], work: Path, *, amount: int, rounds: int, threads: int) -> dict[str, dict]:
+    """{name: {"ready": ..., "rounds": [...]}}; contenders start one after the other, then take turns.
+
+    amount: the examples of a whole round.
+    """
     contenders, results = [], {}
     try:
         for name in names:
@@ -72,37 +75,42 @@ def compete(script: str, names: list[str], work: Path, *, rounds: int, threads: 
             contenders.append(Contender(script, name, work, threads))
             results[name] = {"ready": contenders[-1].ready, "rounds": []}
             print(f"  {name}: ready after {time.perf_counter() - start:.0f} s {contenders[-1].ready}", flush=True)
+        racing = list(contenders)
         for number in range(rounds):
-            for contender in contenders if number % 2 == 0 else reversed(contenders):
+            for contender in racing if number % 2 == 0 else racing[::-1]:
                 outcome = contender.round()
                 results[contender.name]["rounds"].append(outcome)
-                print(f"  round {number + 1}: {contender.name} {outcome['seconds']:.2f} s", flush=True)
+                done = f"{outcome['examples']} examples in {outcome['seconds']:.2f} s"
+                print(f"  round {number + 1}: {contender.name} {done}", flush=True)
+            # Who ran into the time limit is out of the race, whatever the second round would say.
+            racing = [one for one in racing if results[one.name]["rounds"][-1]["examples"] == amount]
     finally:
         for contender in contenders:
             contender.close()
     return results
 
 
-def table(results: dict[str, dict], *, amount: int, unit: str, against: str) -> tuple[list[dict], str]:
-    """Rows (for the JSON file) and the same as text: median rate, spread over rounds, and the ratio to `against`."""
-    median = {name: statistics.median(r["seconds"] for r in result["rounds"]) for name, result in results.items()}
+def table(results: dict[str, dict], *, amount: int, against: str) -> tuple[list[dict], str]:
+    """Rows (for the JSON file) and the same as text: median rate, spread over rounds, and the ratio to `against`.
+
+    amount: the examples of a whole round; a contender that did fewer has their number in its row.
+    """
+    rates = {name: sorted(r["examples"] / r["seconds"] for r in result["rounds"]) for name, result in results.items()}
+    median = {name: statistics.median(rate) for name, rate in rates.items()}
     rows = []
-    for name, result in results.items():
-        seconds = sorted(r["seconds"] for r in result["rounds"])
-        rows.append(
-            {
-                "contender": name,
-                f"{unit}_per_second": round(amount / median[name], 3),
-                "slowest": round(amount / seconds[-1], 3),
-                "fastest": round(amount / seconds[0], 3),
-                f"times_{against}": round(median[against] / median[name], 2),
-                "seconds": [round(s, 3) for s in seconds],
-            }
-        )
-    lines = [f"| contender | {unit}/s | slowest - fastest | x {against} |", "|---|---|---|---|"]
+    for name, rate in rates.items():
+        row = {"contender": name, "examples_per_second": round(median[name], 3)}
+        row |= {"slowest": round(rate[0], 3), "fastest": round(rate[-1], 3)}
+        row |= {f"times_{against}": round(median[name] / median[against], 3)}
+        row |= {"examples": [r["examples"] for r in results[name]["rounds"]]}
+        row |= {"seconds": [round(r["seconds"], 3) for r in results[name]["rounds"]]}
+        rows.append(row)
+    lines = [f"| contender | examples/s | slowest - fastest | x {against} |", "|---|---|---|---|"]
     for row in rows:
-        rate, ratio = row[f"{unit}_per_second"], row[f"times_{against}"]
-        lines.append(f"| {row['contender']} | {rate:.2f} | {row['slowest']:.2f} - {row['fastest']:.2f} | {ratio:.2f} |")
+        part = "" if min(row["examples"]) == amount else f" ({min(row['examples'])} of {amount} examples)"
+        rate, ratio = row["examples_per_second"], row[f"times_{against}"]
+        spread = f"{row['slowest']:.2f} - {row['fastest']:.2f}"
+        lines.append(f"| {row['contender']}{part} | {rate:.2f} | {spread} | {ratio:.2f} |")
     return rows, "\n".join(lines)
 
 

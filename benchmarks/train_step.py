@@ -85,8 +85,8 @@ def jax_contender(work: Path, threads: int):
         start = time.perf_counter()
         for batch in batches:
             state, metrics = train(state, batch)
-        final = float(metrics["loss"])
-        return {"seconds": time.perf_counter() - start, "loss": final}
+        final, examples = float(metrics["loss"]), sum(len(batch["task_B"]) for batch in batches)
+        return {"seconds": time.perf_counter() - start, "examples": examples, "loss": final}
 
     padded = sum(batch["inputs_BS"].size + batch["targets_BT"].size for batch in batches)
     ready = {"loss_without_dropout": float(loss / tokens), "compile_seconds": round(compile_seconds, 1)}
@@ -140,19 +140,22 @@ def torch_contender(work: Path, threads: int, autocast: bool):
         exact = float(loss_of(first))
     pool = pool_kept
     model.train()
-    train(first)
+    train(first[:1] if autocast else first)
 
     def round_() -> dict:
         order = []  # each batch from one task, as the stream trains
         for task in sorted({row["task"] for row in records}):
             own = rng.permutation([i for i, row in enumerate(records) if row["task"] == task])
             order += [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
-        padded, start = 0, time.perf_counter()
+        examples, padded, start = 0, 0, time.perf_counter()
         for number in rng.permutation(len(order)):
             rows = [records[i] for i in order[number]]
             padded += len(rows) * sum(max(len(row[key]) for row in rows) for key in ("inputs", "targets"))
-            loss = train(rows)
-        return {"seconds": time.perf_counter() - start, "loss": float(loss.detach()), "padded_tokens": padded}
+            loss, examples = float(train(rows).detach()), examples + len(rows)
+            seconds = time.perf_counter() - start
+            if seconds > todo["round_limit_s"]:
+                break
+        return {"seconds": seconds, "examples": examples, "loss": loss, "padded_tokens": padded}
 
     return round_, {"loss_without_dropout": exact}
 
@@ -203,7 +206,8 @@ def prepare(arguments, mode: str, work: Path) -> dict:
                 first = list(range(arguments.batch_size))
             records += [rows[i] | {"task": task} for i in batch["record_B"]]
     content = {"mode": mode, "batches": batches, "records": records, "first": first}
-    content |= {"batch_size": arguments.batch_size, "assignment": np.asarray(PromptPool(**POOL).table(NUM_TASKS))}
+    content |= {"round_limit_s": arguments.round_limit_s, "batch_size": arguments.batch_size}
+    content |= {"assignment": np.asarray(PromptPool(**POOL).table(NUM_TASKS))}
     codetask.save(work, content)
     tokens = sum(len(row["inputs"]) + len(row["targets"]) for row in records)
     return {"examples": len(records), "tokens": int(tokens)}
