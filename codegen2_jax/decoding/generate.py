@@ -1,6 +1,6 @@
 """Generation: encode once, then search.
 
-Takes any model with `encode`, `start_decoding`, `decode_step` and `grow_decoding`.
+Takes any model with `encode`, `decoder_params`, `start_decoding`, `decode_step` and `grow_decoding`.
 
 Shapes: B batch, T target length, P prompt vectors, D width, K beams.
 """
@@ -27,10 +27,14 @@ def generate(
     One beam is greedy search. Pure: jit it with model, max_length, num_beams and length_penalty static.
     """
     encoded_BSD, mask_BS = model.encode(params, batch["inputs_BS"], batch["inputs_mask_BS"], prompt_BPD)
-    cache = model.start_decoding(params, encoded_BSD, mask_BS, max_length=segments(max_length)[0], num_beams=num_beams)
+    decoder = model.decoder_params(params)
+    cache = model.start_decoding(decoder, encoded_BSD, mask_BS, max_length=segments(max_length)[0], num_beams=num_beams)
 
     def step(cache, tokens_BK, position, ancestry_BKT):
-        return model.decode_step(params, cache, tokens_BK, position, ancestry_BKT)
+        return model.decode_step(decoder, cache, tokens_BK, position, ancestry_BKT)
+
+    def grow(cache, length):
+        return model.grow_decoding(cache, length, num_beams=num_beams)
 
     ids = {
         "start_id": model.config.decoder_start_token_id,
@@ -39,8 +43,6 @@ def generate(
     }
     search = {"batch_size": encoded_BSD.shape[0], "max_length": max_length, **ids}
     if num_beams == 1:
-        return greedy(step, model.grow_decoding, cache, **search)
-    tokens_BKT, _ = beam_search(
-        step, model.grow_decoding, cache, num_beams=num_beams, length_penalty=length_penalty, **search
-    )
+        return greedy(step, grow, cache, **search)
+    tokens_BKT, _ = beam_search(step, grow, cache, num_beams=num_beams, length_penalty=length_penalty, **search)
     return tokens_BKT[:, 0]

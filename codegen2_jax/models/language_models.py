@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from codegen2_jax.models.attention import MASKED, mask_bias
-from codegen2_jax.models.layers import Weight, initialise
+from codegen2_jax.models.layers import RMSNorm, Weight, initialise
 from codegen2_jax.models.t5 import T5, DecoderLayer, T5Config, stack_buckets
 
 Params = dict[str, Any]
@@ -80,34 +80,67 @@ class EncoderDecoder:
 
     # ------------------------------------------------------------------------------------------------- decoding
 
-    def start_decoding(self, params: Params, encoded_BSD, mask_BS, *, max_length: int, num_beams: int = 1):
-        """The cache that `decode_step` carries, with room for `max_length` positions of `num_beams` beams per row."""
+    def decoder_params(self, params: Params) -> Params:
+        """What decoding reads, laid out for it: layers apart, matrices in the compute dtype.
+
+        Made once before the loop over positions: taken apart inside, every step would copy every weight.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        tables = [name for name in ("embedding", "head") if name in params]
+        layers = [jax.tree.map(itemgetter(i), params["decoder"]["layers"]) for i in range(config.num_decoder_layers)]
+        return {
+            **{name: params[name].astype(dtype) for name in tables},
+            "layers": [jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 else w, layer) for layer in layers],
+            "relative_bias": params["decoder"]["relative_bias"],
+            "final_norm": params["decoder"]["final_norm"],
+        }
+
+    def start_decoding(self, decoder: Params, encoded_BSD, mask_BS, *, max_length: int, num_beams: int = 1):
+        """The cache that `decode_step` carries, with room for `max_length` positions of `num_beams` beams per row.
+
+        decoder: from `decoder_params`.
+        """
         config = self.config
         B, dtype = encoded_BSD.shape[0], jnp.dtype(config.dtype)
-        slots = jnp.zeros((B, config.num_heads, max_length, num_beams, config.head_dim), dtype)
+        slots = jnp.zeros((B, config.num_heads, max_length * num_beams, config.head_dim), dtype)
         layers = []
-        for weights in self._decoder_layers(params):
+        for weights in decoder["layers"]:
             k, v = DecoderLayer(config).apply({"params": weights}, encoded_BSD.astype(dtype), method="cross_heads")
             layers.append({"k": slots, "v": slots, "cross_k": k, "cross_v": v})
         return {"layers": tuple(layers), "cross_bias": mask_bias(mask_BS)}
 
-    def grow_decoding(self, cache, max_length: int):
+    def grow_decoding(self, cache, max_length: int, *, num_beams: int = 1):
         """The same cache with room for `max_length` positions."""
 
         def grow(layer):
-            extra = ((0, 0), (0, 0), (0, max_length - layer["k"].shape[2]), (0, 0), (0, 0))
+            extra = ((0, 0), (0, 0), (0, max_length * num_beams - layer["k"].shape[2]), (0, 0))
             return {**layer, "k": jnp.pad(layer["k"], extra), "v": jnp.pad(layer["v"], extra)}
 
         return {**cache, "layers": tuple(grow(layer) for layer in cache["layers"])}
 
-    def decode_step(self, params: Params, cache, tokens_BK, position, ancestry_BKT=None):
+    def decode_step(self, decoder: Params, cache, tokens_BK, position, ancestry_BKT=None):
         """float32 logits_BKV of the tokens at `position` (scalar), and the cache with that position written.
 
-        ancestry_BKT[b, k, t] is the beam slot in which row b's beam k finds its own position t < position (its newest
-        token lies in its own slot; later values are ignored). None: beams never change places.
+        decoder: from `decoder_params`. ancestry_BKT[b, k, t] is the beam slot in which row b's beam k finds its own
+        position t < position (its newest token lies in its own slot; later values are ignored). None: beams never
+        change places.
         """
-        B, K = tokens_BK.shape
-        N, T = cache["layers"][0]["k"].shape[1:3]
+        config, layer_apply = self.config, DecoderLayer(self.config).apply
+        bias_BNKS = self._step_bias(decoder["relative_bias"], cache, tokens_BK.shape, position, ancestry_BKT)
+        inputs = (position, bias_BNKS, cache["cross_bias"])
+        x_BKD = self.embed(decoder, tokens_BK)
+        layers = []
+        for weights, layer in zip(decoder["layers"], cache["layers"], strict=True):
+            x_BKD, layer = layer_apply({"params": weights}, x_BKD, layer, *inputs, method="step")
+            layers.append(layer)
+        norm = RMSNorm(config.layer_norm_epsilon, jnp.dtype(config.dtype))
+        x_BKD = norm.apply({"params": decoder["final_norm"]}, x_BKD)
+        return self._apply(decoder, x_BKD, method="head"), {**cache, "layers": tuple(layers)}
+
+    def _step_bias(self, table_UN, cache, shape, position, ancestry_BKT):
+        """Relative bias where a slot is the beam's own past, a large negative number elsewhere; S = T * K slots."""
+        (B, K), (N, slots) = shape, cache["layers"][0]["k"].shape[1:3]
+        T = slots // K
         slot_1K1, time_11T = jnp.arange(K)[None, :, None], jnp.arange(T)[None, None]
         own_BKT = jnp.broadcast_to(slot_1K1, (B, K, T))
         if ancestry_BKT is not None:
@@ -115,17 +148,9 @@ class EncoderDecoder:
         own_BKT = jnp.where(time_11T <= position, own_BKT, -1)
         visible_BKTK = own_BKT[..., None] == jnp.arange(K)[None, None, None]
         row = stack_buckets(self.config, T, bidirectional=False)[-1][::-1]  # bucket of each distance 0 .. T - 1
-        bias_TN = params["decoder"]["relative_bias"][jnp.asarray(row)[jnp.maximum(position - jnp.arange(T), 0)]]
+        bias_TN = table_UN[jnp.asarray(row)[jnp.maximum(position - jnp.arange(T), 0)]]
         bias_BNKTK = jnp.where(visible_BKTK[:, None], bias_TN.T[None, :, None, :, None], MASKED)
-        inputs = (position, bias_BNKTK.reshape(B, N, K, T * K), cache["cross_bias"])
-        x_BKD = self.embed(params, tokens_BK)
-        layers = []
-        for weights, layer in zip(self._decoder_layers(params), cache["layers"], strict=True):
-            apply = DecoderLayer(self.config).apply
-            x_BKD, layer = apply({"params": weights}, x_BKD, layer, *inputs, method="step")
-            layers.append(layer)
-        x_BKD = self._apply(params, x_BKD, method="final_norm")
-        return self._apply(params, x_BKD, method="head"), {**cache, "layers": tuple(layers)}
+        return bias_BNKTK.reshape(B, N, K, T * K)
 
     # -------------------------------------------------------------------------------------------------- private
 
@@ -138,8 +163,3 @@ class EncoderDecoder:
 
     def _apply(self, params, *args, method):
         return T5(self.config).apply({"params": params}, *args, method=method)
-
-    def _decoder_layers(self, params):
-        """The stacked decoder layers one by one: a step of a few tokens gains nothing from a scan."""
-        stacked = params["decoder"]["layers"]
-        return [jax.tree.map(itemgetter(i), stacked) for i in range(self.config.num_decoder_layers)]

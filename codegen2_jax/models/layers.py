@@ -61,7 +61,8 @@ def hashed_normal(seed_2: jax.Array, shape: tuple[int, ...], std: float) -> jax.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _masked_scale(x, seed_2, rate):
     keep = hash_bits(seed_2, x.shape) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+    # A product and not a select, whose zeros would leave a scan as a whole array.
+    return x * (keep.astype(x.dtype) * jnp.asarray(1.0 / (1.0 - rate), x.dtype))
 
 
 def _masked_scale_forward(x, seed_2, rate):
@@ -89,6 +90,28 @@ def site(seeds_S2: jax.Array | None, index: int) -> jax.Array | None:
 
 
 # ----------------------------------------------------------------------------------------------------------- modules
+
+
+@jax.custom_vjp
+def widen(x_BSD: jax.Array, w_DF: jax.Array) -> jax.Array:
+    """x w, for F larger than D, with a backward pass that transposes x and not the wider gradient.
+
+    The barrier keeps the gradient's activation and dropout from being computed twice, once for each product.
+    """
+    return jnp.einsum("bsd,df->bsf", x_BSD, w_DF)
+
+
+def _widen_forward(x_BSD, w_DF):
+    return widen(x_BSD, w_DF), (x_BSD, w_DF)
+
+
+def _widen_backward(residuals, gradient_BSF):
+    x_BSD, w_DF = residuals
+    gradient_BSF = jax.lax.optimization_barrier(gradient_BSF)
+    return jnp.einsum("bsf,df->bsd", gradient_BSF, w_DF), jnp.einsum("bsd,bsf->df", x_BSD, gradient_BSF)
+
+
+widen.defvjp(_widen_forward, _widen_backward)
 
 
 class Weight(nn.LogicallyPartitioned):
@@ -145,11 +168,11 @@ class FeedForward(nn.Module):
         width = x_BSD.shape[-1]
         wi_DF = self.param("wi", weight(width**-0.5, ("embed", "mlp")), (width, self.mlp_dim), jnp.float32)
         wo_FD = self.param("wo", weight(self.mlp_dim**-0.5, ("mlp", "embed")), (self.mlp_dim, width), jnp.float32)
-        hidden_BSF = jnp.einsum("bsd,df->bsf", x_BSD, wi_DF.astype(self.dtype))
+        hidden_BSF = widen(x_BSD, wi_DF.astype(self.dtype))
         if self.gated:
             shape, axes = (width, self.mlp_dim), ("embed", "mlp")
             linear_DF = self.param("wi_linear", weight(width**-0.5, axes), shape, jnp.float32)
-            gate_BSF = jnp.einsum("bsd,df->bsf", x_BSD, linear_DF.astype(self.dtype))
+            gate_BSF = widen(x_BSD, linear_DF.astype(self.dtype))
             hidden_BSF = nn.gelu(hidden_BSF, approximate=True) * gate_BSF
         else:
             hidden_BSF = nn.relu(hidden_BSF)

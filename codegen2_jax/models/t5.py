@@ -102,10 +102,10 @@ class EncoderLayer(nn.Module):
         self.attention_norm, self.attention = _norm(self.config), _attention(self.config)
         self.mlp_norm, self.mlp = _norm(self.config), _feed_forward(self.config)
 
-    def __call__(self, x_BSD, seeds_S2, biases):
+    def __call__(self, x_BSD, seeds_S2, bias_1NSS, mask_B11S):
         rate = self.config.dropout_rate
         y_BSD = self.attention_norm(x_BSD)
-        y_BSD = self.attention(y_BSD, y_BSD, biases, site(seeds_S2, 0))
+        y_BSD = self.attention(y_BSD, y_BSD, bias_1NQS=bias_1NSS, mask_B11S=mask_B11S, seed_2=site(seeds_S2, 0))
         x_BSD = x_BSD + dropout(y_BSD, site(seeds_S2, 1), rate)
         y_BSD = self.mlp(self.mlp_norm(x_BSD), site(seeds_S2, 2))
         return x_BSD + dropout(y_BSD, site(seeds_S2, 3), rate), None
@@ -122,12 +122,13 @@ class DecoderLayer(nn.Module):
         self.cross_norm, self.cross_attention = _norm(self.config), _attention(self.config)
         self.mlp_norm, self.mlp = _norm(self.config), _feed_forward(self.config)
 
-    def __call__(self, x_BTD, seeds_S2, biases, encoded_BSD, cross_biases):
+    def __call__(self, x_BTD, seeds_S2, bias_1NTT, mask_B11S, encoded_BSD):
         rate = self.config.dropout_rate
         y_BTD = self.attention_norm(x_BTD)
-        y_BTD = self.attention(y_BTD, y_BTD, biases, site(seeds_S2, 0))
+        y_BTD = self.attention(y_BTD, y_BTD, bias_1NQS=bias_1NTT, seed_2=site(seeds_S2, 0))
         x_BTD = x_BTD + dropout(y_BTD, site(seeds_S2, 1), rate)
-        y_BTD = self.cross_attention(self.cross_norm(x_BTD), encoded_BSD, cross_biases, site(seeds_S2, 2))
+        y_BTD = self.cross_norm(x_BTD)
+        y_BTD = self.cross_attention(y_BTD, encoded_BSD, mask_B11S=mask_B11S, seed_2=site(seeds_S2, 2))
         x_BTD = x_BTD + dropout(y_BTD, site(seeds_S2, 3), rate)
         y_BTD = self.mlp(self.mlp_norm(x_BTD), site(seeds_S2, 4))
         return x_BTD + dropout(y_BTD, site(seeds_S2, 5), rate), None
@@ -139,21 +140,19 @@ class DecoderLayer(nn.Module):
     def step(self, x_BKD, cache, position, bias_BNKS, cross_bias_B11S):
         """One decoder position of K beams; returns its output and the cache with this position written.
 
-        cache: self keys and values [B, N, T, K, H] (a beam writes into its own slot of its own position and nothing
-        is ever moved), cross keys and values [B, N, S, H]. bias_BNKS: S = T * K slots, ancestry and causality in it.
+        cache: self keys and values [B, N, T * K, H], where a beam writes into its own slot of its own position and
+        nothing is ever moved; cross keys and values [B, N, S, H]. bias_BNKS: ancestry and causality over those slots.
         """
         y_BKD = self.attention_norm(x_BKD)
         k_BNKH, v_BNKH = self.attention.heads_first(y_BKD)
-        start = (0, 0, position, 0, 0)
-        k_BNTKH = jax.lax.dynamic_update_slice(cache["k"], k_BNKH[:, :, None].astype(cache["k"].dtype), start)
-        v_BNTKH = jax.lax.dynamic_update_slice(cache["v"], v_BNKH[:, :, None].astype(cache["v"].dtype), start)
-        B, N, T, K, H = k_BNTKH.shape
-        slots = (B, N, T * K, H)
-        x_BKD = x_BKD + self.attention.step(y_BKD, k_BNTKH.reshape(slots), v_BNTKH.reshape(slots), bias_BNKS)
+        start = (0, 0, position * x_BKD.shape[1], 0)
+        k_BNSH = jax.lax.dynamic_update_slice(cache["k"], k_BNKH, start)
+        v_BNSH = jax.lax.dynamic_update_slice(cache["v"], v_BNKH, start)
+        x_BKD = x_BKD + self.attention.step(y_BKD, k_BNSH, v_BNSH, bias_BNKS)
         y_BKD = self.cross_norm(x_BKD)
         x_BKD = x_BKD + self.cross_attention.step(y_BKD, cache["cross_k"], cache["cross_v"], cross_bias_B11S)
         x_BKD = x_BKD + self.mlp(self.mlp_norm(x_BKD))
-        return x_BKD, {**cache, "k": k_BNTKH, "v": v_BNTKH}
+        return x_BKD, {**cache, "k": k_BNSH, "v": v_BNSH}
 
 
 class Stack(nn.Module):
@@ -171,7 +170,7 @@ class Stack(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0,) + (nn.broadcast,) * (1 if self.layer is EncoderLayer else 3),
+            in_axes=(0,) + (nn.broadcast,) * (2 if self.layer is EncoderLayer else 3),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -181,16 +180,19 @@ class Stack(nn.Module):
         shape = (self.config.relative_attention_buckets, self.config.num_heads)
         self.relative_bias_UN = self.param("relative_bias", table, shape, jnp.float32)
 
-    def __call__(self, x_BSD, biases, *memory, dropout_key=None):
+    def __call__(self, x_BSD, mask_B11S, *memory, dropout_key=None):
+        """mask_B11S: of the source, which an encoder layer attends to within x, a decoder layer in its memory."""
         rate = self.config.dropout_rate
         seeds_LS2 = ends_22 = None
         if dropout_key is not None and rate > 0.0:
             stream = 2 * (self.layer is DecoderLayer)
             seeds_LS2 = seeds(dropout_key, stream, (self.num_layers, self.layer.SITES))
             ends_22 = seeds(dropout_key, stream + 1, (2,))
-        position = position_bias(self.relative_bias_UN, self.buckets(x_BSD.shape[1]))
+        bias_1NSS = position_bias(self.relative_bias_UN, self.buckets(x_BSD.shape[1]))
+        if self.layer is DecoderLayer:
+            bias_1NSS = bias_1NSS + causal_bias(x_BSD.shape[1])
         x_BSD = dropout(x_BSD, site(ends_22, 0), rate)
-        x_BSD, _ = self.layers(x_BSD, seeds_LS2, (position, *biases), *memory)
+        x_BSD, _ = self.layers(x_BSD, seeds_LS2, bias_1NSS, mask_B11S, *memory)
         return dropout(self.final_norm(x_BSD), site(ends_22, 1), rate)
 
     def buckets(self, length):
@@ -226,11 +228,10 @@ class T5(nn.Module):
         return self.embedding_VD[tokens_BS].astype(self.config.dtype)
 
     def encode(self, x_BSD, mask_BS, dropout_key=None):
-        return self.encoder(x_BSD, (mask_bias(mask_BS),), dropout_key=dropout_key)
+        return self.encoder(x_BSD, mask_bias(mask_BS), dropout_key=dropout_key)
 
     def decode(self, x_BTD, encoded_BSD, mask_BS, dropout_key=None):
-        biases = (causal_bias(x_BTD.shape[1]),)
-        return self.decoder(x_BTD, biases, encoded_BSD, (mask_bias(mask_BS),), dropout_key=dropout_key)
+        return self.decoder(x_BTD, mask_bias(mask_BS), encoded_BSD, dropout_key=dropout_key)
 
     def head(self, x_BTD):
         """float32 logits. A tied head multiplies by d^-0.5 first: the shared table has unit variance."""
@@ -239,9 +240,6 @@ class T5(nn.Module):
             x_BTD = x_BTD * jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
         table_VD = (self.embedding_VD if config.tie_word_embeddings else self.head_VD).astype(config.dtype)
         return jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
-
-    def final_norm(self, x_BTD):
-        return self.decoder.final_norm(x_BTD)
 
     def __call__(self, tokens_BS, mask_BS, decoder_BT):
         encoded_BSD = self.encode(self.embed(tokens_BS), mask_BS)

@@ -247,17 +247,18 @@ def test_rematerialisation_changes_no_gradient(params, batch):
 @jax.jit
 def start_decoding(params, batch):
     encoded_BSD, mask_BS = MODEL.encode(params, batch["inputs_BS"], batch["inputs_mask_BS"])
-    return MODEL.start_decoding(params, encoded_BSD, mask_BS, max_length=3)
+    decoder = MODEL.decoder_params(params)
+    return decoder, MODEL.start_decoding(decoder, encoded_BSD, mask_BS, max_length=3)
 
 
 def test_decoding_step_by_step_equals_the_whole_pass(params, batch):
     """In a cache that starts too small and grows, in rows of unequal source length."""
-    cache = start_decoding(params, batch)
+    decoder, cache = start_decoding(params, batch)
     step, rows = jax.jit(MODEL.decode_step), []
     for position in range(7):
         if position == 3:
             cache = MODEL.grow_decoding(cache, 7)
-        logits_B1V, cache = step(params, cache, batch["decoder_inputs_BT"][:, position, None], position)
+        logits_B1V, cache = step(decoder, cache, batch["decoder_inputs_BT"][:, position, None], position)
         rows.append(logits_B1V)
     expected = jax.jit(MODEL.logits)(params, batch)
     np.testing.assert_allclose(np.concatenate(rows, axis=1), expected, rtol=0, atol=1e-5)
