@@ -195,7 +195,7 @@ def prepare(arguments, mode: str, work: Path) -> dict:
 
     tasks = codetask.records(arguments.data_dir, arguments.vocabulary, "train")
     # One set of shapes for all tasks, as a run over the stream has it.
-    shapes = TrainingBatches(list(tasks.values()), range(NUM_TASKS), arguments.batch_size, seed=0).shapes
+    shapes = TrainingBatches(list(tasks.values()), range(NUM_TASKS), arguments.batch_size, seed=0, num_shapes=16).shapes
     batches, records, first = [], [], []
     for task, rows in enumerate(tasks.values()):
         plan = TrainingBatches([rows], [task], arguments.batch_size, seed=0, shapes=shapes)
@@ -216,7 +216,7 @@ def prepare(arguments, mode: str, work: Path) -> dict:
 def main() -> None:
     options = codetask.parser(__doc__, batch_size=8, out="benchmarks/results/train_step.json")
     options.add_argument("--modes", default="finetune,pool")
-    options.add_argument("--batches_per_task", type=int, default=3)
+    options.add_argument("--batches_per_task", type=int, default=4)
     arguments = options.parse_args()
     variants = {mode: functools.partial(prepare, arguments, mode) for mode in arguments.modes.split(",")}
     codetask.drive(__file__, arguments, variants, CONTENDERS)
