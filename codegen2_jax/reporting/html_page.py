@@ -4,6 +4,7 @@ The page opens offline: style, figures and CSV are inside it. The same runs give
 """
 
 import base64
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +20,7 @@ from codegen2_jax.reporting.tables import Cell, Column, Estimate, Table, to_csv
 
 PAGE = "index.html"
 FIGURES = "figures"
+LISTING = "files.json"  # in FIGURES: what this program wrote there
 SMALLEST_SCALE = 0.72  # a figure narrower than this share of its size scrolls in its box instead of shrinking on
 TALL_ROWS = 24
 EMPTY = "\N{EN DASH}"
@@ -33,18 +35,37 @@ def write(directories: Sequence[str | Path], out: str | Path) -> Path:
         raise UserError(f"{place} is a file; name a directory by --out.")
     sections = make_sections(runs, groups)
     try:
-        (place / FIGURES).mkdir(parents=True, exist_ok=True)
-        drawn = {}
-        for exhibit in _exhibits(sections):
-            (place / FIGURES / f"{exhibit.name}.csv").write_text(to_csv(exhibit.table), encoding="utf-8")
-            if exhibit.drawing is not None:
-                drawn[exhibit.name] = render(exhibit.drawing, name=exhibit.name, alt=exhibit.alt)
-                (place / FIGURES / f"{exhibit.name}.png").write_bytes(drawn[exhibit.name].png)
+        exhibits = _exhibits(sections)
+        drawn = {
+            exhibit.name: render(exhibit.drawing, name=exhibit.name, alt=exhibit.alt)
+            for exhibit in exhibits
+            if exhibit.drawing is not None
+        }
+        files = {f"{exhibit.name}.csv": to_csv(exhibit.table).encode() for exhibit in exhibits}
+        files |= {f"{name}.png": picture.png for name, picture in drawn.items()}
+        _write_figures(place / FIGURES, files)
         page = place / PAGE
         page.write_text(_page(runs, groups, sections, drawn), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{place} cannot be written ({error.strerror}); name another directory by --out.") from error
     return page
+
+
+def _write_figures(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes the files, and removes those of an earlier report that this one does not have; others stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = folder / LISTING
+    try:
+        earlier = json.loads(listing.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        earlier = []
+    # Both are listed until the old ones are gone, so that a report that is cut short forgets none.
+    listing.write_text(json.dumps(sorted({*earlier, *files})) + "\n", encoding="utf-8")
+    for name in set(earlier) - set(files):
+        (folder / Path(name).name).unlink(missing_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    listing.write_text(json.dumps(sorted(files)) + "\n", encoding="utf-8")
 
 
 def _exhibits(sections: Sequence[Section]) -> list[Exhibit]:

@@ -293,6 +293,24 @@ def test_the_same_runs_give_the_same_bytes(written, runs, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("listing", [None, "no JSON"])
+def test_figures_of_an_earlier_report_go_and_other_files_stay(runs, tmp_path, listing):
+    figures = tmp_path / "figures"
+    html_page.write(runs, tmp_path)
+    (figures / "mine.csv").write_text("a\n")
+    if listing is not None:
+        (figures / html_page.LISTING).write_text(listing)
+    before = {path.name for path in figures.iterdir()}
+    html_page.write(runs[2:3], tmp_path)
+    after = {path.name for path in figures.iterdir()}
+    assert "mine.csv" in after
+    if listing is None:
+        html_page.write(runs[2:3], tmp_path / "alone")
+        assert after - {"mine.csv"} == {path.name for path in (tmp_path / "alone" / "figures").iterdir()} < before
+    else:
+        assert after == before, "without a listing nothing is known to be ours"
+
+
 def test_what_is_missing_is_said(written, tmp_path):
     page = written[1]
     assert "No metrics.jsonl beside the scores of finetune, seed 0" in page
