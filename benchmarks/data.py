@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--cache_dir", default="", help="default: a temporary one")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each reading contender")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--out", default="data_benchmark.json")
+    parser.add_argument("--out", default="benchmarks/results/data.json")
     for internal in ("--contender", "--task_names"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     parser.add_argument("--max_lengths", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -197,6 +197,7 @@ def main() -> None:
     if arguments.contender is None:
         results = run_all(arguments)
         print_table(results)
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         return
     result = globals()[f"run_{arguments.contender}"](arguments)
