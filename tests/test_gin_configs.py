@@ -101,3 +101,28 @@ def test_only_common_gin_defines_what_nothing_uses():
 
 def test_gin_files_are_found_beside_the_package():
     assert Path(cli.__file__).resolve().parent.parent == cli.PACKAGED.parent
+
+
+@pytest.mark.parametrize("method", ["pp_tf", "pp", "pp_tf_er", "finetune_er"])
+def test_a_preset_reaches_the_pool_and_the_replay_of_any_method(method):
+    """Given after the method's file; "strict" after "paper" takes back all but how keys start."""
+
+    def job(*presets):
+        names = [f"{method}.gin", *(f"presets/{preset}.gin" for preset in presets)]
+        parsed = cli.parse_flags(["train", *(f"--gin_file={name}" for name in names)], "")
+        found = cli.build(cli.read(parsed), parsed)[0]
+        gin.clear_config()
+        return found
+
+    plain, paper, strict = job(), job("paper"), job("paper", "strict")
+    assert (plain.tags, paper.tags, strict.tags) == ("none", "input_and_query", "none")
+    if plain.prompt is not None:
+        pools = [found.prompt for found in (plain, paper, strict)]
+        assert [pool.selectable for pool in pools] == ["seen", "all", "seen"]
+        assert [pool.prompt_order for pool in pools] == ["key_id", "score", "key_id"]
+        assert paper.prompt.sees_future_data and not plain.prompt.sees_future_data
+        assert paper.prompt.assignment == plain.prompt.assignment
+    if plain.replay is not None:
+        schedules = [found.replay.schedule for found in (plain, paper, strict)]
+        assert schedules == ["interleaved", "epoch_end", "interleaved"]
+        assert paper.replay.with_current and not strict.replay.with_current
