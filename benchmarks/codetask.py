@@ -5,13 +5,10 @@ Face's layout and read by both sides, so that both can show the same loss before
 """
 
 import argparse
-import pickle
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import contest
+import common
 import numpy as np
 
 # Longest source and target of each task, both with <s> and </s> (salesforce/CodeT5 sh/run_exp.py).
@@ -51,29 +48,6 @@ def records(data_dir: str, vocabulary_dir: str, split: str) -> dict[str, list[di
     return tasks
 
 
-def save(work: Path, content: dict) -> None:
-    (work / "work.pickle").write_bytes(pickle.dumps(content))
-
-
-def load(work: Path) -> dict:
-    """What `save` wrote, in this run, in this temporary directory."""
-    return pickle.loads((work / "work.pickle").read_bytes())
-
-
-def write_model(work: Path, shape: dict, dropout_rate: float) -> int:
-    """Random weights in work/model; returns the number of parameters."""
-    import jax
-
-    from codegen2_jax.interop.huggingface import save_t5
-    from codegen2_jax.models.language_models import EncoderDecoder
-    from codegen2_jax.models.t5 import T5Config
-
-    model = EncoderDecoder(T5Config(**shape, dropout_rate=dropout_rate))
-    params = jax.device_get(jax.jit(model.init_params)(jax.random.key(0)))
-    save_t5(work / "model", model.config, params, dtype="float32")
-    return model.parameters()
-
-
 def pad(rows: list[np.ndarray], fill: int) -> np.ndarray:
     """int64 [len(rows), longest row]: the dynamic padding of a Hugging Face collator."""
     padded = np.full((len(rows), max(map(len, rows))), fill, np.int64)
@@ -83,13 +57,7 @@ def pad(rows: list[np.ndarray], fill: int) -> np.ndarray:
 
 
 def torch_model(work: Path, threads: int):
-    import torch
-    import transformers
-
-    torch.set_num_threads(threads)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.T5ForConditionalGeneration.from_pretrained(work / "model")
+    return common.torch_model(work, threads, "T5ForConditionalGeneration")
 
 
 # --------------------------------------------------------------------------------------------------------------- driver
@@ -97,18 +65,9 @@ def torch_model(work: Path, threads: int):
 
 def parser(description: str, *, batch_size: int, out: str) -> argparse.ArgumentParser:
     """The options that both benchmarks have."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = common.parser(description, contenders="jax,torch,torch-bf16", batch_size=batch_size, out=out)
     options.add_argument("--data_dir", default="../shared/data/codetask_cl")
     options.add_argument("--vocabulary", default="../shared/data/tokenizers/codet5")
-    options.add_argument("--contenders", default="jax,torch,torch-bf16")
-    options.add_argument("--batch_size", type=int, default=batch_size)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--round_limit_s", type=float, default=120, help="when torch stops a round")
-    options.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
-    options.add_argument("--out", default=out)
-    options.add_argument("--contender", help=argparse.SUPPRESS)
-    options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     return options
 
 
@@ -128,29 +87,11 @@ def drive(
     contenders: Mapping[str, Callable[[Path, int], tuple]],
     compare: Callable[[dict], dict] = lambda results: {},
 ) -> None:
-    """Serve as one contender, or run each variant's contest and write the report.
+    """`common.drive` with a random CodeT5-small."""
 
-    variants: {name: prepare}; `prepare(work)` saves what the contenders read and returns facts, "examples" among them.
-    compare: facts from {contender: {"ready": ..., "rounds": [...]}}, for the report.
-    """
-    if arguments.contender:
-        contest.serve(*contenders[arguments.contender](arguments.work, arguments.threads))
-        return
-    names = arguments.contenders.split(",")
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("contender", "work")}
-    report: dict[str, Any] = {"machine": contest.machine(arguments.threads), "settings": settings, "variants": {}}
-    with tempfile.TemporaryDirectory() as directory:
-        work = Path(directory)
-        report["parameters"] = write_model(work, TINY if arguments.tiny else CODET5_SMALL, dropout_rate=0.1)
-        for variant, prepare in variants.items():
-            facts = prepare(work)
-            print(f"{variant}: {facts}", flush=True)
-            race = {"amount": facts["examples"], "rounds": arguments.rounds, "threads": arguments.threads}
-            results = contest.compete(script, names, work, **race)
-            against = "torch" if "torch" in results else names[0]
-            rows, text = contest.table(results, amount=facts["examples"], against=against)
-            ready = {name: result["ready"] for name, result in results.items()}
-            facts |= {"table": rows, "ready": ready, **compare(results)}
-            report["variants"][variant] = facts
-            print(f"\n{variant}, {facts['examples']} examples {compare(results)}\n{text}\n", flush=True)
-    contest.write(Path(arguments.out), report)
+    def write(work: Path) -> int:
+        from codegen2_jax.models.t5 import T5Config
+
+        return common.write_model(work, T5Config(**(TINY if arguments.tiny else CODET5_SMALL), dropout_rate=0.1))
+
+    common.drive(script, arguments, variants, contenders, write=write, compare=lambda _, results: compare(results))

@@ -24,7 +24,22 @@ def serve(round_: Callable[[], dict], ready: dict) -> None:
     """The contender's side: say what was prepared, then one round for every line that comes in."""
     print("\n" + json.dumps(ready), flush=True)
     for _ in sys.stdin:
-        print("\n" + json.dumps(round_()), flush=True)
+        print("\n" + json.dumps(round_() | {"peak_gib": peak_gib()}), flush=True)
+
+
+def peak_gib() -> float:
+    """The most memory that this process ever held, preparation included; 0 where the system does not tell.
+
+    Not getrusage, whose figure begins with the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def scalars(ready: dict) -> dict:
+    """What a contender prepared without the lists in it, which are for comparing and not for reading."""
+    return {name: value for name, value in ready.items() if not isinstance(value, list)}
 
 
 class Contender:
@@ -63,10 +78,19 @@ def pin(threads: int) -> None:
     os.sched_setaffinity(0, available[:threads])
 
 
-def compete(script: str, names: list[str], work: Path, *, amount: int, rounds: int, threads: int) -> dict[str, dict]:
+def compete(
+    script: str,
+    names: list[str],
+    work: Path,
+    *,
+    amount: int,
+    rounds: int,
+    threads: int,
+    check: Callable[[dict], None] = lambda ready: None,
+) -> dict[str, dict]:
     """{name: {"ready": ..., "rounds": [...]}}; contenders start one after the other, then take turns.
 
-    amount: the examples of a whole round.
+    amount: the examples of a whole round. check: is given {name: what it prepared} before the first round.
     """
     contenders, results = [], {}
     try:
@@ -74,7 +98,9 @@ def compete(script: str, names: list[str], work: Path, *, amount: int, rounds: i
             start = time.perf_counter()
             contenders.append(Contender(script, name, work, threads))
             results[name] = {"ready": contenders[-1].ready, "rounds": []}
-            print(f"  {name}: ready after {time.perf_counter() - start:.0f} s {contenders[-1].ready}", flush=True)
+            facts = scalars(contenders[-1].ready)
+            print(f"  {name}: ready after {time.perf_counter() - start:.0f} s {facts}", flush=True)
+        check({name: result["ready"] for name, result in results.items()})
         racing = list(contenders)
         for number in range(rounds):
             for contender in racing if number % 2 == 0 else racing[::-1]:
@@ -90,27 +116,41 @@ def compete(script: str, names: list[str], work: Path, *, amount: int, rounds: i
     return results
 
 
-def table(results: dict[str, dict], *, amount: int, against: str) -> tuple[list[dict], str]:
-    """Rows (for the JSON file) and the same as text: median rate, spread over rounds, and the ratio to `against`.
+def table(
+    results: dict[str, dict], *, amount: int, against: str, tokens_each: int | None = None
+) -> tuple[list[dict], str]:
+    """Rows (for the JSON file) and the same as text: median rate, ratio to `against`, both with spread, peak memory.
 
-    amount: the examples of a whole round; a contender that did fewer has their number in its row.
+    amount: the examples of a whole round; a contender that did fewer has their number in its row. tokens_each: of an
+    example, where all have as many. A ratio is one of medians; its spread is over the rounds, each against the same
+    round of `against`.
     """
-    rates = {name: sorted(r["examples"] / r["seconds"] for r in result["rounds"]) for name, result in results.items()}
-    median = {name: statistics.median(rate) for name, rate in rates.items()}
+    in_turn = {name: [r["examples"] / r["seconds"] for r in result["rounds"]] for name, result in results.items()}
+    median = {name: statistics.median(rate) for name, rate in in_turn.items()}
     rows = []
-    for name, rate in rates.items():
+    for name, rate in in_turn.items():
+        # Who left the race early has fewer rounds.
+        ratios = [own / other for own, other in zip(rate, in_turn[against], strict=False)]
         row = {"contender": name, "examples_per_second": round(median[name], 3)}
-        row |= {"slowest": round(rate[0], 3), "fastest": round(rate[-1], 3)}
+        row |= {"slowest": round(min(rate), 3), "fastest": round(max(rate), 3)}
+        if tokens_each:
+            row |= {"tokens_per_second": round(median[name] * tokens_each, 1)}
         row |= {f"times_{against}": round(median[name] / median[against], 3)}
+        row |= {"lowest_ratio": round(min(ratios), 3), "highest_ratio": round(max(ratios), 3)}
+        row |= {"peak_gib": round(results[name]["rounds"][-1]["peak_gib"], 2)}
         row |= {"examples": [r["examples"] for r in results[name]["rounds"]]}
         row |= {"seconds": [round(r["seconds"], 3) for r in results[name]["rounds"]]}
         rows.append(row)
-    lines = [f"| contender | examples/s | slowest - fastest | x {against} |", "|---|---|---|---|"]
+    names = ["contender", "examples/s", "slowest - fastest", *(["tokens/s"] if tokens_each else [])]
+    names += [f"x {against}", "in single rounds", "peak GiB"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
         part = "" if min(row["examples"]) == amount else f" ({min(row['examples'])} of {amount} examples)"
-        rate, ratio = row["examples_per_second"], row[f"times_{against}"]
-        spread = f"{row['slowest']:.2f} - {row['fastest']:.2f}"
-        lines.append(f"| {row['contender']}{part} | {rate:.2f} | {spread} | {ratio:.2f} |")
+        cells = [f"{row['contender']}{part}", f"{row['examples_per_second']:.2f}"]
+        cells += [f"{row['slowest']:.2f} - {row['fastest']:.2f}"]
+        cells += [f"{row['tokens_per_second']:.0f}"] if tokens_each else []
+        cells += [f"{row[f'times_{against}']:.2f}", f"{row['lowest_ratio']:.2f} - {row['highest_ratio']:.2f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['peak_gib']:.2f}"]) + " |")
     return rows, "\n".join(lines)
 
 
@@ -122,6 +162,7 @@ def machine(threads: int) -> dict:
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
         "threads": threads,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import codetask
+import common
 import contest
 import numpy as np
 
@@ -24,11 +25,11 @@ def jax_contender(work: Path, threads: int):
     import jax
 
     from codegen2_jax.decoding.generate import generate
-    from codegen2_jax.interop.huggingface import load_t5
+    from codegen2_jax.interop import huggingface
     from codegen2_jax.models.language_models import EncoderDecoder
 
-    todo = codetask.load(work)
-    config, params = load_t5(work / "model")
+    todo = common.load(work)
+    config, params = huggingface.load(work / "model")
     params, model = jax.tree.map(jax.numpy.asarray, params), EncoderDecoder(config)
     options = {"max_length": todo["max_length"], "num_beams": todo["num_beams"]}
     compiled = jax.jit(lambda params, batch: generate(model, params, batch, **options))
@@ -58,7 +59,7 @@ def torch_contender(work: Path, threads: int, autocast: bool):
     contest.pin(threads)
     import torch
 
-    todo = codetask.load(work)
+    todo = common.load(work)
     model = codetask.torch_model(work, threads).eval()
     records, batch_size = todo["records"], todo["batch_size"]
     options = {"max_length": todo["max_length"], "num_beams": todo["num_beams"], "do_sample": False}
@@ -100,7 +101,7 @@ def prepare(arguments, num_beams: int, work: Path) -> dict:
         records += rows
     content = {"batches": batches, "records": records, "batch_size": arguments.batch_size}
     content |= {"round_limit_s": arguments.round_limit_s}
-    codetask.save(work, content | {"max_length": arguments.max_length, "num_beams": num_beams})
+    common.save(work, content | {"max_length": arguments.max_length, "num_beams": num_beams})
     return {"examples": len(records), "tokens_each": arguments.max_length}
 
 

@@ -13,12 +13,12 @@ lengths together, a few compiled shapes); theirs are shuffled and padded to the 
 Face collator does it. Contenders: jax (float32), torch (float32), torch-bf16 (autocast). About 10 minutes.
 """
 
-import dataclasses
 import functools
 import time
 from pathlib import Path
 
 import codetask
+import common
 import contest
 import numpy as np
 
@@ -33,13 +33,13 @@ def jax_contender(work: Path, threads: int):
     contest.pin(threads)
     import jax
 
-    from codegen2_jax.interop.huggingface import load_t5
+    from codegen2_jax.interop import huggingface
     from codegen2_jax.models.language_models import EncoderDecoder
     from codegen2_jax.prompts.pool import PromptPool
     from codegen2_jax.training import optimizers, step
 
-    todo = codetask.load(work)
-    config, model_params = load_t5(work / "model")
+    todo = common.load(work)
+    config, model_params = huggingface.load(work / "model")
     model = EncoderDecoder(config)
     batches, prompt, prompt_state = todo["batches"], None, {}
     params = {"model": jax.tree.map(jax.numpy.asarray, model_params)}
@@ -56,23 +56,9 @@ def jax_contender(work: Path, threads: int):
             for batch in batches
         ]
     learner = step.Learner(model=model, prompt=prompt)
-    trainable, frozen = step.split_params(params, labels)
-    axes, _ = step.split_params(learner.param_axes(), labels)
-    rows = learner.row_shapes(trainable, prompt_state)
-    optimizer = optimizers.AdamW(learning_rate=1e-4).transformation(10_000, axes, rows)
-    state = step.TrainState(
-        step=jax.numpy.int32(0),
-        trainable=trainable,
-        frozen=frozen,
-        opt_state=jax.jit(optimizer.init)(trainable),
-        prompt_state=prompt_state,
-        skipped=jax.numpy.int32(0),
-    )
-    plain = EncoderDecoder(dataclasses.replace(config, dropout_rate=0.0))
-    exact = jax.jit(step.make_loss_step(step.Learner(model=plain)))
-    first = {**batches[0], "valid_B": np.ones(len(batches[0]["task_B"]), bool)}
-    loss, tokens = exact(state.replace(trainable=params, frozen={}), first)
-    train = jax.jit(step.make_train_step(learner, optimizer, seed=0, dropout=True), donate_argnums=0)
+    adamw = optimizers.AdamW(learning_rate=1e-4)
+    loss = common.loss_without_dropout(config, params, batches[0])
+    train, state = common.training(learner, params, labels, adamw, prompt_state=prompt_state, dropout=True)
     shapes = {(batch["inputs_BS"].shape[1], batch["targets_BT"].shape[1]): batch for batch in batches}
     start = time.perf_counter()
     for batch in shapes.values():
@@ -89,7 +75,7 @@ def jax_contender(work: Path, threads: int):
         return {"seconds": time.perf_counter() - start, "examples": examples, "loss": final}
 
     padded = sum(batch["inputs_BS"].size + batch["targets_BT"].size for batch in batches)
-    ready = {"loss_without_dropout": float(loss / tokens), "compile_seconds": round(compile_seconds, 1)}
+    ready = {"loss_without_dropout": loss, "compile_seconds": round(compile_seconds, 1)}
     return round_, ready | {"padded_tokens": int(padded), "shapes": len(shapes)}
 
 
@@ -97,7 +83,7 @@ def torch_contender(work: Path, threads: int, autocast: bool):
     contest.pin(threads)
     import torch
 
-    todo = codetask.load(work)
+    todo = common.load(work)
     model = codetask.torch_model(work, threads)
     records, batch_size = todo["records"], todo["batch_size"]
     rng, pool = np.random.default_rng(0), None
@@ -208,7 +194,7 @@ def prepare(arguments, mode: str, work: Path) -> dict:
     content = {"mode": mode, "batches": batches, "records": records, "first": first}
     content |= {"round_limit_s": arguments.round_limit_s, "batch_size": arguments.batch_size}
     content |= {"assignment": np.asarray(PromptPool(**POOL).table(NUM_TASKS))}
-    codetask.save(work, content)
+    common.save(work, content)
     tokens = sum(len(row["inputs"]) + len(row["targets"]) for row in records)
     return {"examples": len(records), "tokens": int(tokens)}
 

@@ -3,28 +3,27 @@
 python -m codegen2_jax.cache_tasks --stream=pytask_cl --cache_dir=cache
 """
 
-import argparse
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
+from codegen2_jax import cli
 from codegen2_jax.errors import UserError
 
 
-def main(argv: list[str]) -> int:
-    """Caches what is asked for and prints a table of counts; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="cache_tasks", description=__doc__.splitlines()[0], allow_abbrev=False)
+def _cache(argv: list[str]) -> None:
+    parser = cli.Parser("codegen2_jax.cache_tasks", description=__doc__)
     parser.add_argument("--stream", "--tasks", dest="names", required=True, help="streams or tasks, comma separated")
     parser.add_argument("--cache_dir", default="cache", help="one folder per task is made here (default: cache)")
     packaged = Path(__file__).parent / "pretrained" / "nano_t5"
     parser.add_argument("--vocabulary", default=str(packaged), help="directory of the vocabulary (default: nano_t5's)")
-    modules = "tasks.pytask_cl,tasks.codetask_cl"
+    modules = "tasks.pytask_cl,tasks.codetask_cl,tasks.documents"
     parser.add_argument("--task_modules", default=modules, help=f"modules that register tasks (default: {modules})")
     parser.add_argument("--report", help="file for the outcome as JSON, read by the command that started this one")
     arguments = parser.parse_args(argv)
-    outcome, code = {"error": None}, 0
+    error = None
     try:
         from codegen2_jax.data import cache_writing
 
@@ -36,12 +35,17 @@ def main(argv: list[str]) -> int:
             progress=lambda line: print(line, flush=True),
         )
         print(cache_writing.table(infos))
-    except UserError as error:
-        outcome, code = {"error": str(error)}, error.exit_code
-        print(f"error: {error}", file=sys.stderr)
+    except UserError as fault:
+        error = fault
     if arguments.report:
-        Path(arguments.report).write_text(json.dumps(outcome), encoding="utf-8")
-    return code
+        Path(arguments.report).write_text(json.dumps({"error": error and str(error)}), encoding="utf-8")
+    if error:
+        raise error
+
+
+def main(argv: list[str]) -> int:
+    """Caches what is asked for and prints a table of counts; returns the exit code."""
+    return cli.guarded(lambda: _cache(argv))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 A command's way: flags (absl) -> the statements of all gin files and of the command line, read without importing
 anything, so that a misspelt name answers at once -> imports and checks (`bindings.py`) -> gin itself -> the object that
-the macro JOB makes -> its `run(config_text=...)` or `dry_run()`.
+the macro JOB makes -> its `run(config_text=...)`, `dry_run()` or `show_batch()`.
 
 Files are looked for in the working directory, in --gin_search_paths, and in the packaged `gin_configs`, in this order.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import io
@@ -49,6 +50,7 @@ FLAGS = {
     "model_dir": (flags.DEFINE_string, None, "The run directory; default runs/<names of the gin files>."),
     "print_config": (flags.DEFINE_bool, False, "Print the resolved configuration and stop."),
     "dry_run": (flags.DEFINE_bool, False, "Build everything, lower one step, print its cost, train nothing."),
+    "show_batch": (flags.DEFINE_bool, False, "Print what the model would read first, as text, train nothing."),
     "help": (flags.DEFINE_bool, False, "Show this."),
 }
 
@@ -63,6 +65,7 @@ class Options:
     model_dir: str | None
     print_config: bool
     dry_run: bool
+    show_batch: bool
 
 
 def run(argv: list[str], usage: str, restart: bool = False) -> int:
@@ -71,6 +74,16 @@ def run(argv: list[str], usage: str, restart: bool = False) -> int:
     `usage` heads the --help text. `restart` allows the one restart of the process that the allocator settings need.
     """
     return guarded(lambda: _run(argv, usage, restart))
+
+
+class Parser(argparse.ArgumentParser):
+    """For the doors that take plain flags: a mistake on the command line is one line, like every other."""
+
+    def __init__(self, prog: str, **options):
+        super().__init__(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        raise UserError(f"{message}; see python -m {self.prog} --help.")
 
 
 def guarded(command: Callable[[], None]) -> int:
@@ -97,7 +110,7 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
     if options is None:
         return
     config = read(options)
-    if restart and not options.print_config and not options.dry_run:
+    if restart and not (options.print_config or options.dry_run or options.show_batch):
         use_large_allocations()
     job, text = build(config, options)
     logging.basicConfig(format="%(message)s")
@@ -106,6 +119,8 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
         print(text, end="")
     elif options.dry_run:
         job.dry_run()
+    elif options.show_batch:
+        job.show_batch()
     else:
         job.run(config_text=without_places(text))
 

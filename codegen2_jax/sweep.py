@@ -8,7 +8,6 @@
 codegen2_jax.train. Started again, the same command runs what is missing and continues what was killed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,16 +15,8 @@ from codegen2_jax import cli
 from codegen2_jax.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes on the command line are one line, like every other."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see python -m codegen2_jax.sweep --help.")
-
-
 def _sweep(argv: list[str]) -> None:
-    parser = _Parser(prog="codegen2_jax.sweep", description=__doc__, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = cli.Parser("codegen2_jax.sweep", description=__doc__)
     parser.add_argument("--seeds", default="0", help="values of SEED, comma separated (default: 0)")
     parser.add_argument("--orders", help="how many task orders, or the orders themselves")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=V1,V2", dest="values")

@@ -142,13 +142,19 @@ def tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Featu
 def wrap_and_cut(
     dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature], *, max_lengths: Mapping[str, int]
 ) -> tf.data.Dataset:
-    """`<s> tokens </s>`, cut from the right so that the length with both is at most max_lengths[feature]."""
+    """`<s> tokens </s>`, cut from the right so that the length with both is at most max_lengths[feature].
+
+    A vocabulary with one token for both (GPT-2's `<|endoftext|>`) gets it at the end only: a target that begins with
+    its own end would be over before it began.
+    """
 
     def wrap(example):
         wrapped = {}
         for name, feature in output_features.items():
             begin, end = feature.vocabulary.bos_id, feature.vocabulary.eos_id
-            wrapped[name] = tf.concat([[begin], example[name][: max_lengths[name] - 2], [end]], axis=0)
+            around = [end] if begin == end else [begin, end]
+            kept = example[name][: max_lengths[name] - len(around)]
+            wrapped[name] = tf.concat([around[:-1], kept, around[-1:]], axis=0)
         return {**example, **wrapped}
 
     return dataset.map(wrap, num_parallel_calls=tf.data.AUTOTUNE)

@@ -108,6 +108,11 @@ def test_dry_run_builds_and_does_not_run(command):
     assert code == 0 and out == "dry run of Pool(top_k=7, kind='disjoint', weight=0.1)\n"
 
 
+def test_show_batch_shows_and_does_not_run(command):
+    code, out, _ = command("--show_batch")
+    assert code == 0 and out == "a batch of Pool(top_k=7, kind='disjoint', weight=0.1)\n"
+
+
 def test_search_order(command, tmp_path):
     Path("here").mkdir()
     Path("here/part.gin").write_text("TOP_K = 3\n")

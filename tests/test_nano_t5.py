@@ -42,7 +42,7 @@ def test_weights_are_small_bfloat16_and_finite():
 
 
 def test_the_card_says_what_the_files_say():
-    config, _ = huggingface.load_t5(DIRECTORY)
+    config, _ = huggingface.load(DIRECTORY)
     record = json.loads((DIRECTORY / "pretraining.json").read_text(encoding="utf-8"))
     card = (DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert EncoderDecoder(config).parameters() == record["parameters"]
@@ -52,7 +52,7 @@ def test_the_card_says_what_the_files_say():
 
 
 def test_the_vocabulary_fits_and_writes_code_back():
-    config, _ = huggingface.load_t5(DIRECTORY)
+    config, _ = huggingface.load(DIRECTORY)
     vocabulary = Vocabulary.from_directory(DIRECTORY)
     assert vocabulary.size == config.vocab_size == 6000 and vocabulary.num_sentinels == 100
     text = "def f(x):\n    return {'naïve': x ** 2}  # ½\n"

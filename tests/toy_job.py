@@ -62,3 +62,6 @@ class Job:
 
     def dry_run(self) -> None:
         print("dry run of", self.part)
+
+    def show_batch(self) -> None:
+        print("a batch of", self.part)

@@ -2,40 +2,20 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from codegen2_jax import __version__
 from codegen2_jax.continual import projection, scoring
 from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE, Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
 from codegen2_jax.data.plan import record_lengths
+from codegen2_jax.training.run_directory import versions
 from codegen2_jax.training.step import TrainState
-
-SCORES_FILE = "scores.json"
-
-
-def finished(directory: Path, digest: str) -> dict | None:
-    """The contents of scores.json when the run is complete, else None."""
-    path = directory / SCORES_FILE
-    if not path.exists():
-        return None
-    record = json.loads(path.read_text())
-    return record if record.get("complete") and record.get("config_digest") == digest else None
-
-
-def versions() -> dict[str, str]:
-    """What a number depends on besides the configuration and the data."""
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
-    return {"codegen2_jax": __version__, "python": sys.version.split()[0], **packages}
 
 
 def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """One run along a stream of tasks: train a stage, score every task, extend R, save, go on."""
 
-import json
 import math
-import os
 import time
 from typing import Any
 
@@ -55,7 +53,7 @@ class Run:
             self._write(meta, complete=False)
             raise_if_stopped(self.stop, config.model_dir)
         self._write(meta, complete=True)
-        results.show(self.tracker, results.finished(self.directory, self.digest))
+        results.show(self.tracker, run_directory.finished(self.directory, self.digest))
 
     # ---------------------------------------------------------------------------------------------------- stages
 
@@ -240,9 +238,7 @@ class Run:
 
     def _write(self, meta: dict, *, complete: bool) -> None:
         record = results.build(self.setup, self.digest, meta, complete=complete)
-        temporary = self.directory / f"scores.json.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        temporary.replace(self.directory / "scores.json")
+        run_directory.write_scores(self.directory, record)
 
 
 def _start_of_stage(examples_seen: int) -> dict:

@@ -170,7 +170,7 @@ class Setup:
         )
 
     def _encoder_digest(self) -> str:
-        return self.loaded.digest if self.loaded.params is not None else f"random|{self.config.seed}"
+        return self.loaded.digest if self.loaded.weights is not None else f"random|{self.config.seed}"
 
     def _new_params(self, pretrained: Any) -> tuple[dict, Any]:
         params, prompt_state = {"model": pretrained}, {}

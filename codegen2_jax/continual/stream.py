@@ -13,7 +13,7 @@ import jax
 from codegen2_jax.continual import results, retrieval
 from codegen2_jax.continual.replay import Replay
 from codegen2_jax.continual.run import Run
-from codegen2_jax.continual.setup import Setup, is_cached
+from codegen2_jax.continual.setup import Setup, is_cached, open_tasks
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory
@@ -126,7 +126,7 @@ class ContinualLearning:
             run_directory.occupied(directory),
             Tracker(directory, process_index=jax.process_index()) as tracker,
         ):
-            finished = results.finished(directory, digest)
+            finished = run_directory.finished(directory, digest)
             if finished is not None:
                 tracker.message(f"{self.model_dir} is finished; its results are in {directory / 'scores.json'}.")
                 results.show(tracker, finished)
@@ -138,6 +138,16 @@ class ContinualLearning:
         tasks = Setup(self, directory).query_sets()
         header = {"method": self.method, "init_from": self.source.init_from, "tags": self.tags}
         retrieval.run(self, config_text, header | {"query_pooling": self.query_pooling}, tasks)
+
+    def show_batch(self) -> None:
+        """Prints the first two training examples of every task as the model would read them."""
+        loaded = self.source.load()
+        for task in open_tasks(self, loaded.vocabulary_directory, loaded.vocabulary):
+            for number in range(min(2, len(task.train))):
+                record = task.train[number]
+                for name in ("inputs", "targets"):
+                    print(f"--- {task.name}, example {number}, {name}, {len(record[name])} tokens")
+                    print(loaded.vocabulary.decode(record[name]))
 
     def dry_run(self) -> None:
         """Builds everything, lowers one step, prints what it would take; trains nothing."""

@@ -6,7 +6,6 @@ was killed, or that grew by a seed, runs only what is not there.
 
 import dataclasses
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -22,7 +21,6 @@ from codegen2_jax.continual.setup import task_names
 from codegen2_jax.errors import PreemptedError, UserError
 from codegen2_jax.training import run_directory
 
-SCORES_FILE = "scores.json"
 STOPPED = (-2, -15, 75, 130)  # exit codes of a run that a signal ended
 
 
@@ -46,9 +44,7 @@ class Cell:
 
     def record(self) -> dict[str, Any] | None:
         """scores.json when the run is complete."""
-        path = self.directory / SCORES_FILE
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return stored if stored.get("complete") and stored.get("config_digest") == self.digest else None
+        return run_directory.finished(self.directory, self.digest)
 
 
 def axes(job: Any, *, seeds: str, orders: str | None, values: Sequence[str]) -> list[Axis]:

@@ -2,6 +2,7 @@
 
 import difflib
 import fcntl
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from array_record.python import array_record_module
 
 from codegen2_jax.data import cache
 from codegen2_jax.data.vocabulary import Vocabulary
@@ -21,8 +23,12 @@ from codegen2_jax.errors import UserError
 VOCABULARY_VARIABLE = "CODEGEN2_JAX_VOCABULARY"
 """Where task modules look for the directory of the vocabulary."""
 
+WORK_VARIABLE = "CODEGEN2_JAX_CACHE_WORK"
+"""Where a task's source finds a folder for what a run that goes on after a killed one need not do again."""
+
 MAX_REJECTED_LISTED = 100
 _PROGRESS_SECONDS = 5.0
+_READ_TOGETHER = 256
 
 
 def build(
@@ -120,7 +126,8 @@ def write_task(
     """Runs a `seqio.Task` once over all its splits, writes its cache directory and returns its info.
 
     `provenance(task name, split)` is asked after the split was read. `module_sources` {path: sha256} are the files that
-    define the task. The directory takes its place by a rename, when it is complete.
+    define the task. The directory takes its place by a rename, when it is complete. A source with many shards and a
+    `shard_identity(split, number)` is resumed: shards that a killed run has finished are not made again.
     """
     for name, feature in task.output_features.items():
         if getattr(feature.vocabulary, "digest", None) != vocabulary.digest:
@@ -131,6 +138,10 @@ def write_task(
     final = Path(cache_dir, task.name)
     temporary = final.with_name(f".{task.name}.writing")  # the lock of `build` keeps it to one process
     shutil.rmtree(temporary, ignore_errors=True)
+    work = final.with_name(f".{task.name}.work")
+    if hasattr(task.source, "shard_identity"):
+        work.mkdir(parents=True, exist_ok=True)
+        os.environ[WORK_VARIABLE] = str(work)
     info = {
         "format": cache.FORMAT,
         "task": task.name,
@@ -148,17 +159,19 @@ def write_task(
     }
     for split in task.splits:
         reading = _Reading(f"{task.name}/{split}", vocabulary, progress)
-        examples = task.get_dataset(sequence_length=None, split=split, shuffle=False).as_numpy_iterator()
-        entry = cache.write_split(temporary, split, reading.records(examples))
+        made_from = json.dumps([vocabulary.digest, module_sources, split])
+        entry = cache.write_split(temporary, split, reading.records(_examples(task, split, work, made_from, progress)))
         facts = provenance(task.name, split) if provenance else {}
         rejected = [*facts.get("rejected", ()), *reading.rejected]
+        # A source that leaves out millions lists the first of them and counts the rest.
+        num_rejected = facts.get("rejected_count", len(facts.get("rejected", ()))) + len(reading.rejected)
         lengths = np.load(temporary / f"{split}-lengths.npy")
         info["splits"][split] = entry | {
             "tokens": lengths.sum(axis=0, dtype=np.int64).tolist(),
             "truncated": reading.truncated,
             "tokens_cut": reading.tokens_cut,
             "rejected": rejected[:MAX_REJECTED_LISTED],
-            "rejected_count": len(rejected),
+            "rejected_count": num_rejected,
             "counts": facts.get("counts", {}),
         }
         info["has_targets"][split] = reading.has_targets
@@ -170,7 +183,7 @@ def write_task(
         info["tag"] = facts.get("tag", info["tag"])
         info["environment"] |= {name: os.environ.get(name) for name in facts.get("environment", ())}
         progress(
-            f"{task.name}/{split}: {entry['examples']} examples, {len(rejected)} rejected, truncated "
+            f"{task.name}/{split}: {entry['examples']} examples, {num_rejected} rejected, truncated "
             f"{reading.truncated['inputs']} inputs and {reading.truncated['targets']} targets"
         )
     info["source_stats"] = {path: cache.file_stamp(path) for path in info["sources"]}
@@ -178,7 +191,46 @@ def write_task(
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
+    shutil.rmtree(work, ignore_errors=True)
+    os.environ.pop(WORK_VARIABLE, None)
     return info
+
+
+def _examples(task, split: str, work: Path, made_from: str, progress: Callable[[str], None]) -> Iterator[Mapping]:
+    """The task's examples; those of a source in shards go through a file each, which outlives a killed run."""
+    shards = task.source.list_shards(split) if hasattr(task.source, "shard_identity") else ()
+    if len(shards) < 2:
+        yield from task.get_dataset(sequence_length=None, split=split, shuffle=False).as_numpy_iterator()
+        return
+    import seqio
+
+    for number in range(len(shards)):
+        identity = f"{made_from} {task.source.shard_identity(split, number)}"
+        path = work / f"{hashlib.sha256(identity.encode('utf-8')).hexdigest()[:32]}.array_record"
+        if path.is_file():
+            progress(f"{task.name}/{split}: shard {number + 1} of {len(shards)} was there already")
+        else:
+            part = path.with_suffix(".writing")
+            writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+            info = seqio.ShardInfo(number, len(shards))
+            dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, shard_info=info)
+            for example in dataset.as_numpy_iterator():
+                writer.write(cache.pack({name: _plain(value) for name, value in example.items()}))
+            writer.close()
+            part.rename(path)
+            progress(f"{task.name}/{split}: shard {number + 1} of {len(shards)} is done")
+        reader = array_record_module.ArrayRecordReader(str(path))
+        for place in range(0, reader.num_records(), _READ_TOGETHER):
+            for data in reader.read(list(range(place, min(place + _READ_TOGETHER, reader.num_records())))):
+                yield cache.unpack(data)
+        reader.close()
+
+
+def _plain(value):
+    """What `cache.pack` takes: text for bytes, an int for a numpy integer, arrays as they are."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return int(value) if np.ndim(value) == 0 and not isinstance(value, str) else value
 
 
 def table(infos: Mapping[str, Mapping]) -> str:
@@ -238,6 +290,8 @@ class _Reading:
 
     def _record(self, example: Mapping, number: int) -> dict:
         record = {"id": _text(example.get("id", f"{self.name}/{number}"))}
+        if "bytes" in example:  # of the text before tokenisation, in UTF-8: for losses in bits per byte
+            record["bytes"] = int(example["bytes"])
         for side in ("inputs", "targets"):
             if side in example:
                 record[side] = np.asarray(example[side], np.int32)

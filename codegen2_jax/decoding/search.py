@@ -59,11 +59,14 @@ def greedy(
     *,
     batch_size: int,
     max_length: int,
-    start_id: int,
+    start_id: int | jax.Array,
     eos_id: int,
     pad_id: int,
 ) -> jax.Array:
-    """tokens_BT int32 of length max_length: the start id, the likeliest tokens up to eos, then pad."""
+    """tokens_BT int32 of length max_length: the start id, the likeliest tokens up to eos, then pad.
+
+    start_id: one for all rows, or one for each, [B].
+    """
     tokens_BT = jnp.full((batch_size, max_length), pad_id, jnp.int32).at[:, 0].set(start_id)
 
     def unfinished(state):
@@ -104,7 +107,7 @@ def beam_search(
     batch_size: int,
     max_length: int,
     num_beams: int,
-    start_id: int,
+    start_id: int | jax.Array,
     eos_id: int,
     pad_id: int,
     length_penalty: float = 1.0,
@@ -121,7 +124,8 @@ def beam_search(
     if num_beams < 1:
         raise UserError(f"num_beams={num_beams} must be at least 1; 1 is greedy, 5 is usual.")
     B, K, T = batch_size, num_beams, max_length
-    running_BKT = jnp.full((B, K, T), pad_id, jnp.int32).at[:, :, 0].set(start_id)
+    start_B1 = jnp.broadcast_to(jnp.asarray(start_id, jnp.int32), (B,))[:, None]
+    running_BKT = jnp.full((B, K, T), pad_id, jnp.int32).at[:, :, 0].set(start_B1)
 
     def unfinished(state):
         return jnp.any(state.improvable_B)

@@ -1,4 +1,4 @@
-"""Reads the weight files of a model directory as numpy arrays: safetensors, or torch's zip files, without torch.
+"""The weight files of a model directory: safetensors, or torch's zip files without torch, read tensor by tensor.
 
 A torch file is a pickle, which can name any function to call. This reader lets it name an ordered dictionary, torch's
 storages and the function that puts a tensor over one, and refuses everything else before anything runs.
@@ -7,7 +7,9 @@ storages and the function that puts a tensor over one, and refuses everything el
 import collections
 import json
 import math
+import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,53 +17,63 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from codegen2_jax.errors import UserError
+from codegen2_jax.interop.safetensors_files import Stored, one_line, open_safetensors
 
 WEIGHTS, TORCH_WEIGHTS = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"  # of a model in several files, after the name of the single one
+MAX_PICKLE = 100_000_000  # bytes of names and shapes
+
+Opened = tuple[dict[str, Stored], dict[str, str]]
+"""({name: tensor}, metadata) of a file or a directory."""
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def open_weights(directory: Path) -> Opened:
+    """The tensors of a directory; safetensors win where it holds both formats. Metadata is that of all shards.
 
-
-def read_weights(directory: Path) -> dict[str, np.ndarray]:
-    """{name: array} of a directory's weights; safetensors win where a directory holds both formats."""
-    for name, read in ((WEIGHTS, read_safetensors), (TORCH_WEIGHTS, read_torch)):
+    Raises UserError for files that are missing, damaged, or lead out of the directory.
+    """
+    for name, read in ((WEIGHTS, open_safetensors), (TORCH_WEIGHTS, open_torch)):
         if (directory / name).is_file():
-            return read(directory / name)
+            return read(inside(directory, name))
         if (directory / (name + INDEX)).is_file():
-            return _read_shards(directory, directory / (name + INDEX), read)
+            return _open_shards(directory, directory / (name + INDEX), read)
     raise UserError(f"{directory} holds neither {WEIGHTS} nor {TORCH_WEIGHTS} (nor the index of one); is it a model's?")
 
 
-def _read_shards(directory: Path, index: Path, read: Callable) -> dict[str, np.ndarray]:
+def inside(directory: Path, name: str) -> Path:
+    """directory / name, if that is a file of the directory and no way out of it.
+
+    The cache of the Hub links a snapshot's files to its own folder `blobs`; other links must stay in the directory.
+    """
+    root, path = Path(os.path.realpath(directory)), Path(os.path.realpath(directory / name))
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    if path.parent != root and path.parent != blobs:
+        raise UserError(f"{directory / name} leads outside its directory, to {path}; copy it there if you trust it.")
+    return directory / name
+
+
+def _open_shards(directory: Path, index: Path, read: Callable[[Path], Opened]) -> Opened:
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = {shard: {name for name in shard_of if shard_of[name] == shard} for shard in shard_of.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(shard, str) for shard in shards):
+            raise TypeError("a shard's name is no text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is no weight index ({one_line(error)}); copy it again.") from None
-    weights: dict[str, np.ndarray] = {}
+    weights: dict[str, Stored] = {}
+    metadata: dict[str, str] = {}
     for shard, names in sorted(shards.items()):
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or "\\" in shard or "\0" in shard:
             raise UserError(f"{index} names the shard {shard!r} outside its directory; do not trust it.")
-        found = read(directory / shard)
+        found, said = read(inside(directory, shard))
         missing = sorted(names - set(found))
         if missing:
             raise UserError(f"{directory / shard} lacks {'; '.join(missing[:20])}, which {index.name} places there.")
         weights.update((name, found[name]) for name in names)
-    return weights
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of one safetensors file."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no intact safetensors file ({one_line(error)}); copy it again.") from None
+        metadata |= said
+    return weights, metadata
 
 
 # ------------------------------------------------------------------------------------------------------ torch zip files
@@ -80,14 +92,25 @@ STORAGES = {
 }
 
 
+# What a pickle gets into its hands has no attribute that it could set: named tuples, and an object without any.
+
+
 class _StorageType(NamedTuple):
     dtype: Any
+
+
+class _Storage(NamedTuple):
+    """Numbers in the archive, checked to be as many as the pickle says."""
+
+    dtype: Any
+    size: int
+    read: Callable[[], np.ndarray]
 
 
 class _Unpickler(pickle.Unpickler):
     """Resolves the few names that a file of tensors needs; see the allow-list in `find_class`."""
 
-    def __init__(self, file, storage: Callable[[Any, str, int], np.ndarray]):
+    def __init__(self, file, storage: Callable[[Any, str, int], _Storage]):
         super().__init__(file)
         self._storage = storage
 
@@ -95,38 +118,49 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
+            return _Rebuild()
         if module == "torch" and name in STORAGES:
-            return _StorageType(STORAGES[name])
+            return _StorageType(np.dtype(STORAGES[name]))
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of weights needs")
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, count = pid
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise pickle.UnpicklingError(f"it holds the persistent id {kind!r}")
         return self._storage(storage_type.dtype, key, count)
 
 
-def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> np.ndarray:
-    """The tensor of this offset, size and stride (in elements) over a storage, after checking that it stays inside."""
-    del requires_grad, hooks, metadata
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or any(not isinstance(n, int) or n < 0 for n in numbers):
-        raise pickle.UnpicklingError(f"a tensor has offset {offset}, size {size} and stride {stride}")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) > storage.size or (math.prod(size) and last >= storage.size):
-        raise pickle.UnpicklingError(f"a tensor of size {size} reaches outside its storage of {storage.size}")
-    if math.prod(size) == 0:
-        return np.zeros(size, storage.dtype)
-    strides = [step * storage.itemsize for step in stride]
-    return np.array(np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False), order="C")
+class _Rebuild:
+    """The tensor of an offset, size and stride (in elements) over a storage, after checking that it stays inside."""
+
+    __slots__ = ()
+
+    def __call__(self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> Stored:
+        del requires_grad, hooks, metadata
+        if not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError(f"a tensor lies over {type(storage).__name__}")
+        size, stride = tuple(size), tuple(stride)
+        numbers = (offset, *size, *stride)
+        if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+            raise pickle.UnpicklingError(f"a tensor has offset {offset}, size {size} and stride {stride}")
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if math.prod(size) > storage.size or (math.prod(size) and last >= storage.size):
+            raise pickle.UnpicklingError(f"a tensor of size {size} reaches outside its storage of {storage.size}")
+
+        def read() -> np.ndarray:
+            if math.prod(size) == 0:
+                return np.zeros(size, storage.dtype)
+            strides = [step * storage.dtype.itemsize for step in stride]
+            numbers = storage.read()[offset:]
+            return np.asarray(np.lib.stride_tricks.as_strided(numbers, size, strides, writeable=False), order="C")
+
+        return Stored(size, storage.dtype, read)
 
 
-def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file that torch.save wrote as a zip archive (torch 1.6 and later)."""
+def open_torch(path: Path) -> Opened:
+    """All tensors of a file that torch.save wrote as a zip archive (torch 1.6 and later); it has no metadata."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(archive)
+        return _open_archive(path, zipfile.ZipFile(path)), {}
     except zipfile.BadZipFile:
         raise UserError(
             f"{path} is no intact zip archive: truncated, or saved by torch before 1.6; copy it again, "
@@ -138,26 +172,46 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not read: {one_line(error)}; take weights in safetensors format instead.") from None
 
 
-def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+def _open_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, Stored]:
     members = {info.filename: info for info in archive.infolist()}
+    if len(members) != len(archive.infolist()):
+        raise ValueError("a name stands twice in its archive")
     (root,) = {name.split("/")[0] for name in members}  # torch names it after the file
-    order = f"{root}/byteorder"
-    if order in members and archive.read(order) != b"little":
+
+    def member(name: str, limit: int | None = None) -> zipfile.ZipInfo:
+        info = members[f"{root}/{name}"]
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"{name} is compressed")
+        if limit is not None and info.file_size > limit:
+            raise ValueError(f"{name} has {info.file_size} bytes, at most {limit} are read")
+        return info
+
+    if f"{root}/byteorder" in members and archive.read(member("byteorder", 10)) != b"little":
         raise ValueError("its numbers are not little-endian")
-    arrays: dict[str, np.ndarray] = {}
 
-    def storage(dtype: Any, key: str, count: int) -> np.ndarray:
-        if key not in arrays:
-            info = members[f"{root}/data/{key}"]
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"storage {key} is compressed")
-            arrays[key] = np.frombuffer(archive.read(info), dtype)
-        if arrays[key].dtype != dtype or arrays[key].size != count:
-            raise ValueError(f"storage {key} holds {arrays[key].size} numbers of {arrays[key].dtype}, not {count}")
-        return arrays[key]
+    def storage(dtype: Any, key: str, count: int) -> _Storage:
+        info = member(f"data/{key}")
+        if type(count) is not int or info.file_size != count * dtype.itemsize:
+            raise ValueError(f"storage {key} holds {info.file_size} bytes, not {count} numbers of {dtype}")
 
-    with archive.open(f"{root}/data.pkl") as file:
+        def read() -> np.ndarray:
+            try:
+                return np.frombuffer(archive.read(info), dtype)
+            except (OSError, EOFError, zipfile.BadZipFile) as error:
+                raise UserError(f"{path} is damaged ({one_line(error)}); copy it again.") from None
+
+        return _Storage(dtype, count, read)
+
+    content = archive.read(member("data.pkl", MAX_PICKLE))
+    for operation, argument, _ in pickletools.genops(content):
+        # The memo is an array that grows to the largest place named: 32 bits would ask for 64 GiB.
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument >= len(content):
+            raise pickle.UnpicklingError(f"it puts something at place {argument} of its memo")
+    with archive.open(members[f"{root}/data.pkl"]) as file:
         weights = _Unpickler(file, storage).load()
-    if not isinstance(weights, dict) or not all(isinstance(w, np.ndarray) for w in weights.values()):
+    good = isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(weight, Stored) for name, weight in weights.items()
+    )
+    if not good:
         raise ValueError("it holds something else than a dictionary of tensors")
     return dict(weights)

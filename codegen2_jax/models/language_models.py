@@ -19,14 +19,14 @@ from codegen2_jax.models.t5 import T5, DecoderLayer, T5Config, stack_buckets
 Params = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderDecoder:
-    """A T5 seen from outside. Hashable and without state, so it can be closed over by any jitted function."""
+class LanguageModel:
+    """What every model has, whatever its network; subclasses are frozen dataclasses with a `config`.
 
-    config: T5Config
+    A subclass gives `_boxed`, the declaration of its weights, and `_apply`, one method of its network.
+    """
 
     def init_params(self, key: jax.Array) -> Params:
-        """Float32 parameters, initialised as T5 (factors of mesh-tensorflow, embedding variance 1); jit-able."""
+        """Float32 parameters, drawn as the network declares them; jit-able."""
         return initialise(key, self._boxed)
 
     def param_axes(self) -> Params:
@@ -46,6 +46,35 @@ class EncoderDecoder:
     def embed(self, params: Params, tokens_BS) -> jax.Array:
         """Token embeddings x_BSD in the compute dtype."""
         return self._apply(params, tokens_BS, method="embed")
+
+    def grow_decoding(self, cache, max_length: int, *, num_beams: int = 1):
+        """The same cache with room for `max_length` positions."""
+
+        def grow(layer):
+            extra = ((0, 0), (0, 0), (0, max_length * num_beams - layer["k"].shape[2]), (0, 0))
+            return {**layer, "k": jnp.pad(layer["k"], extra), "v": jnp.pad(layer["v"], extra)}
+
+        return {**cache, "layers": tuple(grow(layer) for layer in cache["layers"])}
+
+
+def laid_out(layers: Params, count: int, dtype: Any) -> list[Params]:
+    """Stacked layers taken apart, matrices in the compute dtype; vectors (norms, biases) as they are."""
+    apart = [jax.tree.map(itemgetter(i), layers) for i in range(count)]
+    return [jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 else w, layer) for layer in apart]
+
+
+def pooled(x_BSD: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """The mean of float32 states over true positions, [B, D], without gradient; 0 where there is none."""
+    mask_BS1 = mask_BS[..., None].astype(jnp.float32)
+    total_B1 = jnp.maximum(jnp.sum(mask_BS1, axis=1), 1.0)
+    return jax.lax.stop_gradient(jnp.sum(x_BSD * mask_BS1, axis=1) / total_B1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder(LanguageModel):
+    """A T5 seen from outside. Hashable and without state, so it can be closed over by any jitted function."""
+
+    config: T5Config
 
     def encode(self, params: Params, inputs_BS, inputs_mask_BS, prompt_BPD=None, *, dropout_key=None):
         """Encoder states and their mask: (encoded_BSD, mask_BS); a prompt comes first and S grows by P."""
@@ -74,9 +103,7 @@ class EncoderDecoder:
         encoded_BSD, mask_BS = exact.encode(params, inputs_BS, inputs_mask_BS)
         if pooling == "first":
             return jax.lax.stop_gradient(encoded_BSD[:, 0])
-        mask_BS1 = mask_BS[..., None].astype(jnp.float32)
-        total_B1 = jnp.maximum(jnp.sum(mask_BS1, axis=1), 1.0)
-        return jax.lax.stop_gradient(jnp.sum(encoded_BSD * mask_BS1, axis=1) / total_B1)
+        return pooled(encoded_BSD, mask_BS)
 
     # ------------------------------------------------------------------------------------------------- decoding
 
@@ -87,10 +114,9 @@ class EncoderDecoder:
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         tables = [name for name in ("embedding", "head") if name in params]
-        layers = [jax.tree.map(itemgetter(i), params["decoder"]["layers"]) for i in range(config.num_decoder_layers)]
         return {
             **{name: params[name].astype(dtype) for name in tables},
-            "layers": [jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 else w, layer) for layer in layers],
+            "layers": laid_out(params["decoder"]["layers"], config.num_decoder_layers, dtype),
             "relative_bias": params["decoder"]["relative_bias"],
             "final_norm": params["decoder"]["final_norm"],
         }
@@ -108,15 +134,6 @@ class EncoderDecoder:
             k, v = DecoderLayer(config).apply({"params": weights}, encoded_BSD.astype(dtype), method="cross_heads")
             layers.append({"k": slots, "v": slots, "cross_k": k, "cross_v": v})
         return {"layers": tuple(layers), "cross_bias": mask_bias(mask_BS)}
-
-    def grow_decoding(self, cache, max_length: int, *, num_beams: int = 1):
-        """The same cache with room for `max_length` positions."""
-
-        def grow(layer):
-            extra = ((0, 0), (0, 0), (0, max_length * num_beams - layer["k"].shape[2]), (0, 0))
-            return {**layer, "k": jnp.pad(layer["k"], extra), "v": jnp.pad(layer["v"], extra)}
-
-        return {**cache, "layers": tuple(grow(layer) for layer in cache["layers"])}
 
     def decode_step(self, decoder: Params, cache, tokens_BK, position, ancestry_BKT=None):
         """float32 logits_BKV of the tokens at `position` (scalar), and the cache with that position written.

@@ -1,4 +1,4 @@
-"""Layers every model shares: RMS norm, feed-forward, and noise from a counter hash.
+"""Layers every model shares: norms, feed-forward, and noise from a counter hash.
 
 Shapes: B batch, S length, D width, F MLP width. Parameters are float32; the computation runs in the dtype given.
 """
@@ -12,6 +12,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+DTYPES = ("float32", "bfloat16")  # of the computation
+REMATS = ("none", "full")
 
 # ------------------------------------------------------------------------------------------------------ hashed noise
 # Threefry takes XLA about a second of compilation per array on CPU and seconds of a training step; this takes neither.
@@ -48,10 +51,12 @@ def seeds(key: jax.Array, stream: int, shape: tuple[int, ...]) -> jax.Array:
     return _mix(hash_bits(words_2, (*shape, 2)) + words[-1], words_2[0])
 
 
-def hashed_normal(seed_2: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
-    """float32 normal noise of this standard deviation."""
+def hashed_normal(seed_2: jax.Array, shape: tuple[int, ...], std: float, *, truncated: bool = False) -> jax.Array:
+    """float32 normal noise of this standard deviation; truncated: cut at two of them, which leaves 0.880 std."""
     steps = (hash_bits(seed_2, shape) >> 9).astype(jnp.float32)
     uniform = steps * 2.0**-22 + (2.0**-23 - 1.0)  # symmetric and inside (-1, 1)
+    if truncated:
+        uniform = uniform * math.erf(2.0**0.5)
     return jax.lax.erf_inv(uniform) * (std * 2.0**0.5)
 
 
@@ -118,13 +123,17 @@ class Weight(nn.LogicallyPartitioned):
     """A declared parameter: its logical axis names, and the standard deviation to draw it with (None: ones)."""
 
     std: float | None = flax.struct.field(default=None, pytree_node=False)
+    truncated: bool = flax.struct.field(default=False, pytree_node=False)
 
 
-def weight(std: float | None, axes: tuple[str, ...]):
-    """Declare a weight: Linen learns its shape here; `initialise` draws the values, without threefry."""
+def weight(std: float | None, axes: tuple[str, ...], *, truncated: bool = False):
+    """Declare a weight: Linen learns its shape here; `initialise` draws the values, without threefry.
+
+    std: None for ones, 0 for zeros. truncated: whether the distribution is cut at two standard deviations.
+    """
 
     def declare(key, shape, dtype):
-        return Weight(jnp.zeros(shape, dtype), names=axes, std=std)
+        return Weight(jnp.zeros(shape, dtype), names=axes, std=std, truncated=truncated)
 
     return declare
 
@@ -135,8 +144,13 @@ def initialise(key: jax.Array, boxed) -> dict:
     def draw(path, box):
         if box.std is None:
             return jnp.ones(box.value.shape, box.value.dtype)
+        if box.std == 0.0:
+            return jnp.zeros(box.value.shape, box.value.dtype)
         stream = zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode())
-        return hashed_normal(seeds(key, stream, ()), box.value.shape, box.std)
+        shape, noise = box.value.shape, partial(hashed_normal, std=box.std, truncated=box.truncated)
+        if math.prod(shape) > 2**32:  # more than the counter can number: each layer has a seed of its own
+            return jax.vmap(lambda seed_2: noise(seed_2, shape[1:]))(seeds(key, stream, shape[:1]))
+        return noise(seeds(key, stream, ()), shape)
 
     return jax.tree.map_with_path(draw, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
 
@@ -155,26 +169,61 @@ class RMSNorm(nn.Module):
         return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
 
 
-class FeedForward(nn.Module):
-    """wo(relu(wi x)), or wo(gelu_tanh(wi x) * (wi_linear x)) when gated (Shazeer 2020)."""
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, statistics in float32 (Ba et al. 2016)."""
 
-    mlp_dim: int
-    gated: bool
-    dropout_rate: float
+    epsilon: float
     dtype: Any
 
     @nn.compact
+    def __call__(self, x_BSD):
+        scale_D = self.param("scale", weight(None, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
+        bias_D = self.param("bias", weight(0.0, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
+        x = x_BSD.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        row = (1,) * (x.ndim - 1) + (-1,)
+        return (x * scale_D.reshape(row) + bias_D.reshape(row)).astype(self.dtype)
+
+
+ACTIVATIONS = {"relu": nn.relu, "gelu": partial(nn.gelu, approximate=True), "silu": nn.silu}
+
+
+class FeedForward(nn.Module):
+    """wo(f(wi x)), or wo(f(wi x) * (wi_linear x)) when gated (Shazeer 2020), with biases of wi and wo when biased.
+
+    activation: one of ACTIVATIONS; "gelu" is the tanh form. in_std, out_std: to draw wi and wo with, default the
+    inverse root of their input's width.
+    """
+
+    mlp_dim: int
+    activation: str
+    gated: bool = False
+    biased: bool = False
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+    in_std: float | None = None
+    out_std: float | None = None
+    truncated: bool = False
+
+    @nn.compact
     def __call__(self, x_BSD, seed_2=None):
-        width = x_BSD.shape[-1]
-        wi_DF = self.param("wi", weight(width**-0.5, ("embed", "mlp")), (width, self.mlp_dim), jnp.float32)
-        wo_FD = self.param("wo", weight(self.mlp_dim**-0.5, ("mlp", "embed")), (self.mlp_dim, width), jnp.float32)
-        hidden_BSF = widen(x_BSD, wi_DF.astype(self.dtype))
+        width, dtype = x_BSD.shape[-1], self.dtype
+        inside = weight(self.in_std or width**-0.5, ("embed", "mlp"), truncated=self.truncated)
+        outside = weight(self.out_std or self.mlp_dim**-0.5, ("mlp", "embed"), truncated=self.truncated)
+        wi_DF = self.param("wi", inside, (width, self.mlp_dim), jnp.float32)
+        wo_FD = self.param("wo", outside, (self.mlp_dim, width), jnp.float32)
+        hidden_BSF = widen(x_BSD, wi_DF.astype(dtype))
+        if self.biased:
+            bias_F = self.param("wi_bias", weight(0.0, ("mlp",)), (self.mlp_dim,), jnp.float32)
+            hidden_BSF = hidden_BSF + bias_F.astype(dtype)[None, None]
+        hidden_BSF = ACTIVATIONS[self.activation](hidden_BSF)
         if self.gated:
-            shape, axes = (width, self.mlp_dim), ("embed", "mlp")
-            linear_DF = self.param("wi_linear", weight(width**-0.5, axes), shape, jnp.float32)
-            gate_BSF = widen(x_BSD, linear_DF.astype(self.dtype))
-            hidden_BSF = nn.gelu(hidden_BSF, approximate=True) * gate_BSF
-        else:
-            hidden_BSF = nn.relu(hidden_BSF)
+            linear_DF = self.param("wi_linear", inside, (width, self.mlp_dim), jnp.float32)
+            hidden_BSF = hidden_BSF * widen(x_BSD, linear_DF.astype(dtype))
         hidden_BSF = dropout(hidden_BSF, seed_2, self.dropout_rate)
-        return jnp.einsum("bsf,fd->bsd", hidden_BSF, wo_FD.astype(self.dtype))
+        out_BSD = jnp.einsum("bsf,fd->bsd", hidden_BSF, wo_FD.astype(dtype))
+        if self.biased:
+            bias_D = self.param("wo_bias", weight(0.0, ("embed",)), (width,), jnp.float32)
+            out_BSD = out_BSD + bias_D.astype(dtype)[None, None]
+        return out_BSD

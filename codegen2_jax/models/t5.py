@@ -13,11 +13,9 @@ import jax.numpy as jnp
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import Attention, causal_bias, mask_bias, position_bias, relative_buckets
-from codegen2_jax.models.layers import FeedForward, RMSNorm, dropout, seeds, site, weight
+from codegen2_jax.models.layers import DTYPES, REMATS, FeedForward, RMSNorm, dropout, seeds, site, weight
 
 FEED_FORWARDS = ("relu", "gated-gelu")
-DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "full")
 
 
 # What decides the shapes of the weights.
@@ -88,8 +86,11 @@ def _attention(config):
 
 
 def _feed_forward(config):
-    gated = config.feed_forward == "gated-gelu"
-    return FeedForward(config.d_ff, gated, config.dropout_rate, jnp.dtype(config.dtype))
+    activation = config.feed_forward.removeprefix("gated-")
+    gated = config.feed_forward.startswith("gated-")
+    return FeedForward(
+        config.d_ff, activation, gated, dropout_rate=config.dropout_rate, dtype=jnp.dtype(config.dtype)
+    )
 
 
 class EncoderLayer(nn.Module):

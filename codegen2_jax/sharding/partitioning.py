@@ -22,6 +22,7 @@ AXIS_RULES: dict[str, str | None] = {
     "batch": DATA_AXIS,
     "vocab": MODEL_AXIS,
     "heads": MODEL_AXIS,
+    "kv_heads": MODEL_AXIS,
     "mlp": MODEL_AXIS,
     "embed": None,
     "head_dim": None,

@@ -21,15 +21,18 @@ def model_flops(params_shapes: Any, batch: dict, *, prompt_tokens: int, backbone
     """Multiply-adds of one step as 2 FLOPs each, attention scores left out.
 
     2 N FLOPs a token forward; backward costs the same for activations and, where weights train, once more for them
-    (Kaplan et al. 2020, section 2.1). Encoder weights count per source token, decoder and head per target token.
+    (Kaplan et al. 2020, section 2.1). Encoder weights count per source token, decoder and head per target token; the
+    blocks of a decoder-only model count per source and target token.
     """
-    batch_size, source = batch["inputs_BS"].shape
-    target = batch["targets_BT"].shape[1]
-    encoder, decoder = _count(params_shapes["encoder"]), _count(params_shapes["decoder"])
+    batch_size, target = batch["targets_BT"].shape
+    source = batch["inputs_BS"].shape[1] + prompt_tokens if "inputs_BS" in batch else 0
+    decoder = _count(params_shapes["decoder"])
     head = _count(params_shapes.get("head", params_shapes["embedding"]))
-    cross = sum(_count(params_shapes["decoder"]["layers"]["cross_attention"][name]) for name in ("k", "v"))
-    tokens = batch_size * (source + prompt_tokens)
-    forward = 2.0 * (tokens * (encoder + cross) + batch_size * target * (decoder - cross + head))
+    per_source, per_target = decoder, decoder + head
+    if "encoder" in params_shapes:
+        cross = sum(_count(params_shapes["decoder"]["layers"]["cross_attention"][name]) for name in ("k", "v"))
+        per_source, per_target = _count(params_shapes["encoder"]) + cross, per_target - cross
+    forward = 2.0 * batch_size * (source * per_source + target * per_target)
     return forward * (3 if backbone_trains else 2)
 
 
@@ -55,9 +58,10 @@ def describe_step(
             model, batch, prompt_tokens=prompt_tokens, backbone_trains="model" in state_shapes.trainable
         ),
     }
-    source, target = np.shape(batch["inputs_BS"]), np.shape(batch["targets_BT"])
+    rows, target = np.shape(batch["targets_BT"])
+    source = f"({prompt_tokens} prompt + {np.shape(batch['inputs_BS'])[1]} source), " if "inputs_BS" in batch else ""
     print(f"devices             {jax.device_count()} x {jax.devices()[0].device_kind}")
-    print(f"batch               {source[0]} x ({prompt_tokens} prompt + {source[1]} source), {target[1]} target tokens")
+    print(f"batch               {rows} x {source}{target} target tokens")
     print(f"parameters          {numbers['parameters']:,} ({numbers['trainable_parameters']:,} trained)")
     for name in ("argument", "temporary", "output", "optimizer"):
         print(f"{name + ' memory':<20}{numbers[name + '_bytes'] / 2**20:,.1f} MiB")

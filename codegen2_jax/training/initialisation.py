@@ -5,31 +5,48 @@ the caller's; the other two are here.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from codegen2_jax.data.vocabulary import Vocabulary
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
-from codegen2_jax.models.language_models import EncoderDecoder
-from codegen2_jax.models.t5 import SIZES, T5Config
+from codegen2_jax.models import decoder_config, t5
+from codegen2_jax.models.decoder_config import DecoderConfig
+from codegen2_jax.models.decoder_only import DecoderOnly
+from codegen2_jax.models.language_models import EncoderDecoder, LanguageModel
+from codegen2_jax.models.t5 import T5Config
+
+Config = T5Config | DecoderConfig
+
+
+def model_of(config: Config) -> LanguageModel:
+    """The model of a configuration, by the configuration's class."""
+    return EncoderDecoder(config) if isinstance(config, T5Config) else DecoderOnly(config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model, its weights as host arrays (None: to be initialised at random), its vocabulary, and where from."""
+    """A model, its stored weights (None: to be initialised at random), its vocabulary, and where from."""
 
-    model: EncoderDecoder
-    params: Any
-    vocabulary: Vocabulary
+    model: LanguageModel
+    weights: huggingface.ForeignModel | None
+    vocabulary: Vocabulary | None
     vocabulary_directory: str
     digest: str
     start: Callable[[Any], Any] | None = None
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """All weights as one tree of float32 host arrays, or None; `place_params` needs less memory."""
+        return None if self.weights is None else self.weights.params(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,16 +60,21 @@ class ModelSource:
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
       dropout_rate: 0 to below 1. None keeps what config.json says; the shipped run files give 0.
       remat: "none" or "full" rematerialisation of each layer.
+      mp_num: shards in a CodeGen's fused weights, where nothing beside them tells (interop/qkv_layout.py).
+      prefix_lm: whether a decoder attends to a prefix in both directions; None keeps what its configuration says. The
+        weights are the same either way.
       start: what to make of freshly drawn parameters (a function of the tree, such as models/mimetic.py has), None to
         take them as drawn. Weights that are read from `init_from` are never changed.
     """
 
     init_from: str
-    config: T5Config | None = None
+    config: T5Config | DecoderConfig | None = None
     vocabulary: str | None = None
     dtype: str = "float32"
     dropout_rate: float | None = 0.0
     remat: str = "none"
+    mp_num: int | None = None
+    prefix_lm: bool | None = None
     start: Callable[[Any], Any] | None = None
 
     def __post_init__(self):
@@ -62,35 +84,55 @@ class ModelSource:
                 "include a models/*.gin file that gives both, or set INIT_FROM to a directory."
             )
 
-    def _configured(self, config: T5Config) -> T5Config:
-        changes = {"dtype": self.dtype, "remat": self.remat}
+    def _configured(self, config: Config) -> Config:
+        changes: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
         if self.dropout_rate is not None:
             changes["dropout_rate"] = self.dropout_rate
+        if self.prefix_lm is not None:
+            if isinstance(config, T5Config):
+                raise UserError(f"prefix_lm={self.prefix_lm} is for decoders; an encoder sees both directions anyway.")
+            changes["prefix_lm"] = self.prefix_lm
         return dataclasses.replace(config, **changes)
 
-    def _check_architecture(self, found: T5Config, directory: Path) -> None:
+    def _check_architecture(self, found: Config, directory: Path) -> None:
         """A configuration given beside weights must be theirs; what only changes the computation may differ."""
         if self.config is None:
             return
+        if type(self.config) is not type(found):
+            raise UserError(
+                f"the configuration is a {type(self.config).__name__}, {directory} holds a {type(found).__name__}; "
+                "leave the configuration out, or set INIT_FROM='random'."
+            )
         given, stored = dataclasses.asdict(self.config), dataclasses.asdict(found)
-        for name in SIZES:
+        for name in t5.SIZES if isinstance(found, T5Config) else decoder_config.SIZES:
             if given[name] != stored[name]:
                 raise UserError(
                     f"{name}={given[name]} in the configuration, {stored[name]} in {directory}/config.json; "
                     "leave the configuration out, or set INIT_FROM='random'."
                 )
 
+    def without_weights(self) -> LoadedModel:
+        """The model alone, for a dry run: no weight is read, and no vocabulary, which may not be on this machine."""
+        if self.init_from == "random":
+            config = self.config
+        else:
+            directory = huggingface.resolve_directory(self.init_from)
+            config = huggingface.open_model(directory, mp_num=self.mp_num).config
+            self._check_architecture(config, directory)
+        model = model_of(self._configured(config))
+        return LoadedModel(model=model, weights=None, vocabulary=None, vocabulary_directory="", digest="", start=None)
+
     def load(self) -> LoadedModel:
-        """Reads what there is to read; the weights stay on the host."""
+        """Reads all but the values of the weights, which stay in their files until they are placed."""
         if self.init_from == "random":
             directory = huggingface.resolve_directory(self.vocabulary)
-            config, params, digest = self._configured(self.config), None, "random"
+            config, weights, digest = self._configured(self.config), None, "random"
         else:
-            weights = huggingface.resolve_directory(self.init_from)
-            config, params = huggingface.load_t5(weights)
-            self._check_architecture(config, weights)
-            config, digest = self._configured(config), weights_digest(weights)
-            directory = huggingface.resolve_directory(self.vocabulary) if self.vocabulary else weights
+            place = huggingface.resolve_directory(self.init_from)
+            weights = huggingface.open_model(place, mp_num=self.mp_num)
+            self._check_architecture(weights.config, place)
+            config, digest = self._configured(weights.config), weights_digest(place)
+            directory = huggingface.resolve_directory(self.vocabulary) if self.vocabulary else place
         vocabulary = Vocabulary.from_directory(directory)
         if vocabulary.size > config.vocab_size:
             raise UserError(
@@ -98,8 +140,8 @@ class ModelSource:
                 "set the model source's vocabulary to the directory that belongs to the weights."
             )
         return LoadedModel(
-            model=EncoderDecoder(config),
-            params=params,
+            model=model_of(with_ids(config, vocabulary)),
+            weights=weights,
             vocabulary=vocabulary,
             vocabulary_directory=str(directory),
             digest=digest,
@@ -107,22 +149,44 @@ class ModelSource:
         )
 
 
+def with_ids(config: Config, vocabulary: Vocabulary) -> Config:
+    """The configuration with the ids that it leaves open; a source and its target are parted by <sep>, or the end."""
+    if isinstance(config, T5Config):
+        return config
+    sep_id = getattr(vocabulary, "sep_id", None)
+    ids = {
+        "bos_token_id": vocabulary.bos_id,
+        "eos_token_id": vocabulary.eos_id,
+        "pad_token_id": vocabulary.pad_id,
+        "decoder_start_token_id": vocabulary.eos_id if sep_id is None else sep_id,
+    }
+    return dataclasses.replace(config, **{name: id for name, id in ids.items() if getattr(config, name) is None})
+
+
 def weights_digest(directory: str | Path) -> str:
     """SHA-256 over the weight files of a directory, in name order."""
     digest = hashlib.sha256()
-    for path in sorted(Path(directory).glob("*.safetensors")):
+    paths = [path for pattern in ("*.safetensors", "*.bin") for path in Path(directory).glob(pattern)]
+    for path in sorted(paths):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
 def place_params(loaded: LoadedModel, shardings: Any, *, seed: int) -> Any:
-    """The model's parameters as device arrays, already sharded: leaf by leaf from the host, or born from a seed."""
-    if loaded.params is None:
+    """The model's parameters as device arrays, already sharded: born from a seed, or read leaf by leaf.
+
+    The host holds one leaf at a time, so a model needs no more of its memory than its largest stacked weight.
+    """
+    if loaded.weights is None:
 
         def draw(key):
             params = loaded.model.init_params(key)
             return params if loaded.start is None else loaded.start(params)
 
         return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
-    return jax.tree.map(lambda value, sharding: jax.device_put(jnp.asarray(value), sharding), loaded.params, shardings)
+    flat = flax.traverse_util.flatten_dict(shardings)
+    placed = {}
+    for place, value in loaded.weights.leaves(np.float32):
+        placed[place] = jax.block_until_ready(jax.device_put(value, flat[place]))
+    return flax.traverse_util.unflatten_dict(placed)

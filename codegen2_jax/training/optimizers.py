@@ -20,15 +20,28 @@ from codegen2_jax.sharding.partitioning import leaf_name
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def schedule(learning_rate: float, shape: Schedule, *, warmup_steps: int, num_steps: int) -> optax.Schedule:
-    """Learning rate per step: linear warm-up, then constant, or linear or cosine decay to 0 at `num_steps`."""
+def schedule(
+    learning_rate: float,
+    shape: Schedule,
+    *,
+    warmup_steps: int,
+    num_steps: int,
+    end_fraction: float = 0.0,
+    decay_steps: int | None = None,
+) -> optax.Schedule:
+    """Learning rate per step: linear warm-up, then constant, or linear or cosine decay to a fraction of the peak.
+
+    decay_steps: length of the decay, counted from the end of the warm-up; None: it ends at `num_steps`. Behind it the
+    rate stays at `end_fraction * learning_rate`.
+    """
     warmup_steps = min(warmup_steps, num_steps)
+    decay_steps = max(1, num_steps - warmup_steps if decay_steps is None else decay_steps)
     if shape == "constant":
         after = optax.constant_schedule(learning_rate)
     elif shape == "linear":
-        after = optax.linear_schedule(learning_rate, 0.0, max(1, num_steps - warmup_steps))
+        after = optax.linear_schedule(learning_rate, end_fraction * learning_rate, decay_steps)
     elif shape == "cosine":
-        after = optax.cosine_decay_schedule(learning_rate, max(1, num_steps - warmup_steps))
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=end_fraction)
     else:
         raise UserError(f"schedule={shape!r} is unknown; choose 'constant', 'linear' or 'cosine'.")
     if warmup_steps == 0:
@@ -155,6 +168,8 @@ class AdamW:
       learning_rate: peak rate of every leaf that no rule of `rates` names.
       rates: ordered (pattern over leaf names such as "prompt/keys", peak rate); the first full match wins.
       schedule: "constant", "linear" or "cosine" after `warmup_steps` steps of linear warm-up.
+      end_fraction: the rate at the end of a decay, as a fraction of the peak.
+      decay_steps: length of the decay from the end of the warm-up, None for all steps that are left.
       clip_norm: global-norm clipping over the active rows, None for none.
       scale_by_rms: multiply each matrix's step by its root mean square (the rate is then relative).
     """
@@ -163,6 +178,8 @@ class AdamW:
     rates: tuple[tuple[str, float], ...] = ()
     schedule: Schedule = "linear"
     warmup_steps: int = 0
+    end_fraction: float = 0.0
+    decay_steps: int | None = None
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -180,6 +197,10 @@ class AdamW:
                 raise UserError(f"{name}={value} is out of range; it must be at least 0 and below 1.")
         if self.weight_decay < 0:
             raise UserError(f"weight_decay={self.weight_decay} is out of range; it must be at least 0.")
+        if not 0 <= self.end_fraction <= 1:
+            raise UserError(f"end_fraction={self.end_fraction} is out of range; it must lie in [0, 1].")
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise UserError(f"decay_steps={self.decay_steps} is out of range; it must be at least 1, or None.")
 
     def transformation(self, num_steps: int, axes: Any, rows: Any) -> optax.GradientTransformationExtraArgs:
         """The optax transformation for `num_steps` steps.
@@ -188,6 +209,12 @@ class AdamW:
         matter) that `update(..., rows=...)` will be given.
         """
         rates = (*self.rates, (".*", self.learning_rate))
+        course = {
+            "warmup_steps": self.warmup_steps,
+            "num_steps": num_steps,
+            "end_fraction": self.end_fraction,
+            "decay_steps": self.decay_steps,
+        }
         return optax.chain(
             _clip_by_global_norm(self.clip_norm),
             scale_by_adam_rows(self.b1, self.b2, self.eps, rows),
@@ -195,8 +222,7 @@ class AdamW:
             *([_scale_by_parameter_rms(axes)] if self.scale_by_rms else []),
             _scale_by_rates(
                 tuple(
-                    (pattern, schedule(rate, self.schedule, warmup_steps=self.warmup_steps, num_steps=num_steps))
-                    for pattern, rate in rates
+                    (pattern, schedule(rate, self.schedule, **course)) for pattern, rate in rates
                 )
             ),
         )

@@ -1,27 +1,22 @@
-"""Pretraining of a small encoder-decoder on windows of code and on pairs of text and code.
-
-Every batch has one objective, drawn by its rate; the weights leave as a Hugging Face directory with their vocabulary.
-"""
+"""Pretraining from scratch or from given weights; these leave as a Hugging Face directory with their vocabulary."""
 
 import dataclasses
-import functools
 import json
-import shutil
+import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from codegen2_jax.data import cache, loader, objectives
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
 from codegen2_jax.training import initialisation, losses, run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
+from codegen2_jax.training.pretraining_streams import Streams
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.step import Learner, TrainState, make_train_step, merge_params, split_params, state_shardings
 from codegen2_jax.training.tracking import Tracker
@@ -30,64 +25,26 @@ TRAIN_EVERYTHING = ((".*", "train"),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-    """One way to make an example of a record.
-
-    Attributes:
-      name: the objective's name in the log.
-      kind: "span_corruption", "denoising", "continuation", "text_to_code" or "code_to_text" (data/objectives.py).
-      task: the cached task whose records it reads.
-      rate: relative share of the batches.
-      max_source, max_target: tokens, both special tokens included.
-      start_step: the first step whose batch may be of this objective; one objective at least must start at 0.
-      noise: for "span_corruption" and "denoising": the share of noise (density, or the (low, high) of a range).
-    """
-
-    name: str
-    kind: str
-    task: str
-    rate: float
-    max_source: int
-    max_target: int
-    start_step: int = 0
-    noise: float | tuple[float, float] | None = None
-
-    def bind(self, vocabulary: Any):
-        """The function (record, rng, *, max_source, max_target) of this objective."""
-        facts: dict[str, Any] = {"bos_id": vocabulary.bos_id, "eos_id": vocabulary.eos_id}
-        if self.kind == "span_corruption":
-            facts["sentinel_ids"] = vocabulary.sentinel_ids
-            if self.noise is not None:
-                facts["noise_density"] = self.noise
-        elif self.kind == "denoising":
-            facts |= {"mask_id": vocabulary.mask_id, "text_ids": vocabulary.text_ids}
-            if self.noise is not None:
-                facts["noise_range"] = self.noise
-        elif self.kind not in ("continuation", "text_to_code", "code_to_text"):
-            raise UserError(f"objective kind={self.kind!r} is unknown; codegen2_jax/data/objectives.py has the five.")
-        return functools.partial(getattr(objectives, self.kind), **facts)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
     """A pretraining run: `run()` trains and exports, `dry_run()` describes.
 
     Attributes:
-      objectives: what the batches are made of.
+      data: what the batches are made of: `pair_objectives.PairObjectives` for an encoder-decoder,
+        `packed_documents.PackedDocuments` for a decoder.
+      z_loss: weight of the squared logarithm of the softmax's normaliser (losses.py), 0 for none.
       export_directory: where the finished model goes; None: MODEL_DIR/export.
       evaluate_every, save_every: steps.
-      stop_after_seconds: ends the run early, with the schedule cut off, None for never.
     """
 
     model_dir: str
     source: initialisation.ModelSource
-    objectives: Sequence[Objective]
+    data: Any
     optimizer: Any
     num_steps: int
     batch_size: int
     seed: int
-    task_modules: tuple[str, ...] = ("tasks.pretraining",)
-    cache_dir: str | None = None
+    accumulation_steps: int = 1
+    z_loss: float = 0.0
     mesh_shape: tuple[int, int] | None = None
     evaluate_every: int = 250
     evaluation_batches: int = 8
@@ -96,33 +53,47 @@ class Pretraining:
     export_dtype: str = "bfloat16"
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "evaluate_every", "save_every", "evaluation_batches"):
+        least_one = ("num_steps", "batch_size", "evaluate_every", "save_every", "evaluation_batches")
+        for name in (*least_one, "accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
+        if self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"accumulation_steps={self.accumulation_steps} does not divide batch_size={self.batch_size}."
+            )
+        if not self.z_loss >= 0:
+            raise UserError(f"z_loss={self.z_loss} is negative; 1e-4 is usual, 0 is none.")
 
     # --------------------------------------------------------------------------------------------------- running
 
     def run(self, *, config_text: str) -> None:
         directory = Path(self.model_dir)
         run_directory.check_config(directory, config_text)
+        digest = run_directory.config_digest(config_text)
         with run_directory.occupied(directory):
-            self._run(directory, config_text)
+            if run_directory.finished(directory, digest) is None:
+                self._run(directory, config_text, digest)
+            else:
+                print(f"{directory} is finished; its results are in {directory / run_directory.SCORES_FILE}.")
 
-    def _run(self, directory: Path, config_text: str) -> None:
-        runtime = _Runtime(self)
+    def _run(self, directory: Path, config_text: str, digest: str) -> None:
+        loaded = self.source.load()
+        streams = self.data.open(loaded, batch_size=self.batch_size, seed=self.seed)
+        runtime = _Runtime(self, loaded)
         run_directory.write_config(directory, config_text)
         with (
             Tracker(directory, process_index=jax.process_index()) as tracker,
             Checkpointer(directory / "checkpoints") as checkpoints,
             StopSignal() as stop,
         ):
-            state, step, iterator, meta = runtime.restore(checkpoints)
+            iterator = streams.train.iterator()
+            state, step, meta = runtime.restore(checkpoints, iterator)
             tracker.resume(step)
             tracker.message(
-                f"{runtime.loaded.model.parameters():,} parameters; "
-                + (f"restored step {step}" if step else "starting from scratch")
-                + f"; batch shapes {runtime.batches.shapes}"
+                f"{loaded.model.parameters():,} parameters; "
+                + (f"restored step {step}" if step else f"starting from {self.source.init_from}")
             )
+            self.data.examine(directory, loaded, tracker.message)
             clock, began = Clock(), time.time() - meta["wall_seconds"]
             with tracker.progress("pretraining", self.num_steps, first=step) as progress:
                 while step < self.num_steps:
@@ -140,85 +111,77 @@ class Pretraining:
                         stop=stop,
                     )
                     if step % self.evaluate_every == 0 or step == self.num_steps:
-                        meta["losses"] = runtime.evaluate(state)
-                        tracker.metrics(step, meta["losses"], split="valid")
+                        meta |= runtime.evaluate(state, streams) | {"seen": streams.seen(step)}
+                        tracker.metrics(step, flattened(meta), split="valid")
                         text = ", ".join(f"{name} {value:.3f}" for name, value in meta["losses"].items())
                         tracker.message(f"step {step}: valid {text}; {clock.examples_per_second:.1f} examples/s")
                     meta["wall_seconds"] = time.time() - began
                     checkpoints.save(step, runtime.saved(state), {**meta, "data": iterator.get_state()})
                     raise_if_stopped(stop, self.model_dir)
-            self._export(runtime, state, step, meta)
+            record = {"complete": True, "config_digest": digest, **self._record(loaded, step, meta)}
+            self._export(loaded, state, record)
             tracker.message(f"exported to {self._export_path()}")
+            run_directory.write_scores(directory, record)
 
     def _export_path(self) -> Path:
         return Path(self.export_directory) if self.export_directory else Path(self.model_dir) / "export"
 
-    def _export(self, runtime: "_Runtime", state: TrainState, step: int, meta: dict) -> None:
-        target = self._export_path()
-        params = jax.tree.map(jax.device_get, merge_params(state.trainable, state.frozen)["model"])
-        huggingface.save_t5(target, runtime.loaded.model.config, params, dtype=self.export_dtype)
-        for path in Path(runtime.loaded.vocabulary_directory).iterdir():
-            if path.suffix in (".json", ".txt") and path.name != "config.json" and path.parent != target:
-                shutil.copyfile(path, target / path.name)
-        record = {
+    def _record(self, loaded: initialisation.LoadedModel, step: int, meta: dict) -> dict[str, Any]:
+        """The contents of scores.json; losses are nats per token."""
+        figures = {f"loss {name}": value for name, value in meta["losses"].items()}
+        figures |= {f"bits_per_byte {name}": value for name, value in meta["bits_per_byte"].items()}
+        return {
+            "seed": self.seed,
+            "init_from": self.source.init_from,
             "steps": step,
             "batch_size": self.batch_size,
-            "parameters": runtime.loaded.model.parameters(),
-            "valid_losses_nats_per_token": meta["losses"],
+            "parameters": loaded.model.parameters(),
+            "summary": {"valid": figures},
+            "seen": meta["seen"],
             "wall_seconds": round(meta["wall_seconds"]),
-            "objectives": [dataclasses.asdict(objective) for objective in self.objectives],
+            "data": dataclasses.asdict(self.data),
+            "versions": run_directory.versions(),
         }
+
+    def _export(self, loaded: initialisation.LoadedModel, state: TrainState, record: dict[str, Any]) -> None:
+        target = self._export_path()
+        params = jax.tree.map(jax.device_get, merge_params(state.trainable, state.frozen)["model"])
+        config, vocabulary = loaded.model.config, loaded.vocabulary_directory
+        huggingface.save(target, config, params, dtype=self.export_dtype, vocabulary=vocabulary)
         (target / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def dry_run(self) -> None:
         """Builds everything, lowers one step, prints what it would take."""
         from codegen2_jax.training.description import describe_step
 
-        runtime = _Runtime(self)
-        describe_step(runtime.train_step, runtime.state_shapes, runtime.batches.batch(0))
+        loaded = self.source.without_weights()
+        runtime = _Runtime(self, loaded)
+        describe_step(runtime.train_step, runtime.state_shapes, self.data.abstract_batch(self.batch_size))
+
+    def show_batch(self) -> None:
+        """Prints the first batch as the model would read it."""
+        loaded = self.source.load()
+        streams = self.data.open(loaded, batch_size=self.batch_size, seed=self.seed)
+        print(self.data.describe(streams.train.batch(0), loaded.vocabulary))
+
+
+def flattened(meta: dict) -> dict[str, float]:
+    """The numbers of a checkpoint's meta that a log shows, one name each."""
+    found = dict(meta["losses"])
+    found |= {f"{name}, bits per byte": value for name, value in meta["bits_per_byte"].items()}
+    for source, facts in meta["seen"].items():
+        found |= {f"{source}, {name} seen": value for name, value in facts.items()}
+    return found
 
 
 class _Runtime:
-    """What a pretraining run holds in memory."""
+    """The compiled functions of a pretraining run, and the shapes and shardings of its state."""
 
-    def __init__(self, config: Pretraining):
-        self.config = config
-        self.loaded = config.source.load()
+    def __init__(self, config: Pretraining, loaded: initialisation.LoadedModel):
+        self.config, self.loaded = config, loaded
         self.mesh = partitioning.make_mesh(config.mesh_shape)
         learner = Learner(model=self.loaded.model)
         self.learner = learner
-        streams = {"train": {}, "valid": {}}
-        directory = cache.cache_directory(config.cache_dir)
-        cache.ensure_cached(
-            tuple(dict.fromkeys(objective.task for objective in config.objectives)),
-            cache_dir=directory,
-            vocabulary_dir=self.loaded.vocabulary_directory,
-            task_modules=config.task_modules,
-            environment={},
-        )
-        for objective in config.objectives:
-            function = objective.bind(self.loaded.vocabulary)
-            for split, members in streams.items():
-                records = cache.open_split(directory, objective.task, split)
-                lengths = (objective.max_source, objective.max_target)
-                members[objective.name] = (records, function, objective.rate, lengths)
-        start_id = self.loaded.model.config.decoder_start_token_id
-        self.batches = loader.PretrainingBatches(
-            streams["train"],
-            config.batch_size,
-            config.seed,
-            start_id=start_id,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            starts={objective.name: objective.start_step for objective in config.objectives},
-            num_shapes=0,  # the full shape of each objective: compiling another costs more than its padding
-        )
-        self.valid = {
-            name: loader.PretrainingBatches(
-                {name: stream}, config.batch_size, config.seed, start_id=start_id, num_shapes=0
-            )
-            for name, stream in streams["valid"].items()
-        }
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         rows = jax.tree.map(lambda _: jnp.ones((), bool), {"model": self.loaded.model.param_shapes})
         optimizer = config.optimizer.transformation(config.num_steps, axes, rows)
@@ -243,7 +206,14 @@ class _Runtime:
         )
         self._new_state = partitioning.init_sharded(new_state, self.state_shardings)
         dropout = self.loaded.model.config.dropout_rate > 0
-        step = make_train_step(learner, optimizer, seed=config.seed, dropout=dropout)
+        step = make_train_step(
+            learner,
+            optimizer,
+            seed=config.seed,
+            accumulation_steps=config.accumulation_steps,
+            dropout=dropout,
+            z_loss=config.z_loss,
+        )
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None))
 
         def loss(params, batch):
@@ -256,30 +226,39 @@ class _Runtime:
         """The part of a state that a checkpoint holds."""
         return {"step": state.step, "trainable": state.trainable, "opt_state": state.opt_state}
 
-    def restore(self, checkpoints: Checkpointer):
-        """(state, step, data iterator, meta): from the newest verified checkpoint, else from the model's source."""
-        iterator = self.batches.iterator()
+    def restore(self, checkpoints: Checkpointer, iterator: Any):
+        """(state, step, meta): from the newest verified checkpoint, else from the model's source.
+
+        iterator: over the training batches; moved to where the checkpoint stands.
+        """
         restored = checkpoints.restore_latest(self.saved(self.state_shapes))
         if restored is not None:
             step, saved, meta = restored
             iterator.set_state(meta.pop("data"))
             skipped = jax.device_put(jnp.zeros((), jnp.int32), partitioning.replicated(self.mesh))
-            return TrainState(**saved, frozen={}, prompt_state={}, skipped=skipped), step, iterator, meta
+            return TrainState(**saved, frozen={}, prompt_state={}, skipped=skipped), step, meta
         model_shardings = self.state_shardings.trainable["model"]
         params = initialisation.place_params(self.loaded, model_shardings, seed=self.config.seed)
-        return self._new_state(params), 0, iterator, {"wall_seconds": 0.0, "losses": {}}
+        return self._new_state(params), 0, {"wall_seconds": 0.0, "losses": {}, "bits_per_byte": {}, "seen": {}}
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Token cross-entropy in nats of each objective on a few fixed batches of the held-out files."""
+    def evaluate(self, state: TrainState, streams: Streams) -> dict[str, dict[str, float]]:
+        """On a few fixed batches of each held-out stream: {"losses": nats per token, "bits_per_byte": ...} by stream.
+
+        Bits per byte stand where the stream's targets are text whose bytes are known.
+        """
         params = merge_params(state.trainable, state.frozen)
-        results = {}
-        for name, batches in self.valid.items():
-            sums = [
-                self._loss(params, partitioning.put_batch(self.mesh, batches.batch(number)))
-                for number in range(self.config.evaluation_batches)
-            ]
-            results[name] = sum(float(s) for s, _ in sums) / max(1.0, sum(float(c) for _, c in sums))
-        return results
+        found: dict[str, dict[str, float]] = {"losses": {}, "bits_per_byte": {}}
+        for name, batches in streams.valid.items():
+            nats, tokens, text_bytes = 0.0, 0.0, 0
+            for number in range(self.config.evaluation_batches):
+                batch = batches.batch(number)
+                loss, count = self._loss(params, partitioning.put_batch(self.mesh, batch))
+                nats, tokens = nats + float(loss), tokens + float(count)
+                text_bytes += streams.bytes_of(name, batch)
+            found["losses"][name] = nats / max(1.0, tokens)
+            if text_bytes:
+                found["bits_per_byte"][name] = nats / math.log(2) / text_bytes
+        return found
 
 
 def _next(step: int, every: int) -> int:

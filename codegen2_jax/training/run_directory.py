@@ -3,17 +3,23 @@
 import difflib
 import fcntl
 import hashlib
+import importlib.metadata
+import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from codegen2_jax import __version__
 from codegen2_jax.errors import UserError
 
 CONFIG_FILE = "config.gin"
 LOCK_FILE = ".running"
+SCORES_FILE = "scores.json"
 
 
 def _comparable(config_text: str) -> list[str]:
@@ -47,6 +53,28 @@ def write_config(directory: Path, config_text: str) -> None:
     if jax.process_index() == 0 and not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(config_text, encoding="utf-8")
+
+
+def finished(directory: Path, digest: str) -> dict[str, Any] | None:
+    """The contents of scores.json when the run of this configuration is complete, else None."""
+    path = directory / SCORES_FILE
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record if record.get("complete") and record.get("config_digest") == digest else None
+
+
+def write_scores(directory: Path, record: Mapping[str, Any]) -> None:
+    """Writes scores.json; a kill leaves the old file or the new one."""
+    temporary = directory / f"{SCORES_FILE}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(directory / SCORES_FILE)
+
+
+def versions() -> dict[str, str]:
+    """What a number depends on besides the configuration and the data."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
+    return {"codegen2_jax": __version__, "python": sys.version.split()[0], **packages}
 
 
 @contextmanager

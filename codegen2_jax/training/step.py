@@ -118,6 +118,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     dropout: bool = False,
     advance: bool = True,
+    z_loss: float = 0.0,
 ):
     """Builds `train_step(state, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
@@ -126,6 +127,7 @@ def make_train_step(
     A step whose loss or gradient norm is not finite changes nothing but `step` and `skipped`.
 
     accumulation_steps: the batch is cut into this many micro-batches, whose gradients are summed in float32.
+    z_loss: weight of `losses.z_loss` per true token; the loss that is reported is without it.
     advance: False for a step that does not count (replay between epochs): neither `step` nor the learning rate's
       schedule moves on.
     """
@@ -141,7 +143,8 @@ def make_train_step(
         correct = losses.token_accuracy(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
         loss = token_loss / tokens
         pull = pull / examples
-        return loss - pull_weight * pull, {"loss": loss, "accuracy": correct / tokens, "pull": pull}
+        extra = z_loss * losses.z_loss(logits_BTV, batch["loss_mask_BT"]) / tokens if z_loss else 0.0
+        return loss + extra - pull_weight * pull, {"loss": loss, "accuracy": correct / tokens, "pull": pull}
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(base_key, state.step)

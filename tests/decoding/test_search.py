@@ -34,7 +34,7 @@ def until_eos(row):
 def test_tokens_equal_transformers(tmp_path, tied, num_beams, length_penalty):
     """Over several seeds, with padded sources, rows that end at different lengths and rows that never end."""
     torch_t5 = pytest.importorskip("torch_t5")
-    from codegen2_jax.interop.huggingface import load_t5
+    from codegen2_jax.interop.huggingface import load
 
     max_length, lengths = 33, []  # 33: one length of cache; the toy models cross into others
     for seed in range(4):
@@ -52,7 +52,7 @@ def test_tokens_equal_transformers(tmp_path, tied, num_beams, length_penalty):
             early_stopping=False,
             do_sample=False,
         )
-        config, params = load_t5(tmp_path / str(seed))
+        config, params = load(tmp_path / str(seed))
         batch = {"inputs_BS": inputs_BS, "inputs_mask_BS": mask_BS}
         options = {"max_length": max_length, "num_beams": num_beams, "length_penalty": length_penalty}
         ours = np.asarray(compiled(EncoderDecoder(config), params, batch, **options))

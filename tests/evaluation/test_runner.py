@@ -25,7 +25,7 @@ NUM_TASKS = 2
 def nano():
     """The packaged model, and functions of a standard module as its inputs, of unequal length."""
     directory = huggingface.resolve_directory("nano_t5")
-    config, params = huggingface.load_t5(directory)
+    config, params = huggingface.load(directory)
     vocabulary = Vocabulary.from_directory(directory)
     functions = [value for _, value in sorted(vars(textwrap).items()) if inspect.isfunction(value)]
     functions += [value for _, value in sorted(vars(inspect).items()) if inspect.isfunction(value)][:9]

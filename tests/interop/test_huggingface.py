@@ -1,4 +1,4 @@
-"""Weights in and out of Hugging Face's layout: exact, complete, and one line when something is wrong."""
+"""T5 in and out of Hugging Face's layout: exact, complete, and one line when something is wrong."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.interop import huggingface
-from codegen2_jax.interop.huggingface import load_t5, resolve_directory, save_t5
+from codegen2_jax.interop import layouts, names, t5_weights
+from codegen2_jax.interop.huggingface import load, resolve_directory, save
 from codegen2_jax.models.language_models import EncoderDecoder
 from codegen2_jax.models.t5 import T5Config
 
@@ -33,7 +33,7 @@ def params():
 
 @pytest.fixture
 def saved(tmp_path, params):
-    save_t5(tmp_path / "model", TIED, params[TIED], dtype="float32")
+    save(tmp_path / "model", TIED, params[TIED], dtype="float32")
     return tmp_path / "model"
 
 
@@ -57,21 +57,21 @@ def assert_one_line(error, *words):
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path, params, config, dtype):
-    save_t5(tmp_path / "a", config, params[config], dtype=dtype)
-    loaded_config, loaded = load_t5(tmp_path / "a", dtype=None)
+    save(tmp_path / "a", config, params[config], dtype=dtype)
+    loaded_config, loaded = load(tmp_path / "a", dtype=None)
     assert (loaded_config.tie_word_embeddings, loaded_config.scales_outputs) == (config.tie_word_embeddings,) * 2
-    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(huggingface.DTYPES[dtype])}
-    save_t5(tmp_path / "b", loaded_config, loaded, dtype=None)
-    for name in ("model.safetensors", "config.json"):
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(layouts.DTYPES[dtype])}
+    save(tmp_path / "b", loaded_config, loaded, dtype=None)
+    for name in ("model.safetensors", "config.json", "generation_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    _, as_float32 = load_t5(tmp_path / "a")
+    _, as_float32 = load(tmp_path / "a")
     for ours, original in zip(jax.tree.leaves(as_float32), jax.tree.leaves(params[config]), strict=True):
-        rounded = np.asarray(original, huggingface.DTYPES[dtype]).astype(np.float32)
+        rounded = np.asarray(original, layouts.DTYPES[dtype]).astype(np.float32)
         np.testing.assert_array_equal(ours, rounded)
 
 
 def test_the_tree_is_the_models_own(saved, params):
-    config, loaded = load_t5(saved)
+    config, loaded = load(saved)
     shapes = EncoderDecoder(config).param_shapes
     assert jax.tree.structure(loaded) == jax.tree.structure(shapes)
     assert [leaf.shape for leaf in jax.tree.leaves(loaded)] == [leaf.shape for leaf in jax.tree.leaves(shapes)]
@@ -82,7 +82,7 @@ def test_the_tree_is_the_models_own(saved, params):
 def test_files_of_transformers_come_back_byte_for_byte(tmp_path, tied):
     torch_t5 = pytest.importorskip("torch_t5")
     torch_t5.save_random_t5(tmp_path / "theirs", tied=tied)
-    save_t5(tmp_path / "ours", *load_t5(tmp_path / "theirs", dtype=None), dtype=None)
+    save(tmp_path / "ours", *load(tmp_path / "theirs", dtype=None), dtype=None)
     theirs, ours = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
     assert ours.keys() == theirs.keys()
     for name in theirs:
@@ -92,7 +92,7 @@ def test_files_of_transformers_come_back_byte_for_byte(tmp_path, tied):
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
 def test_transformers_reads_our_files_with_equal_logits(tmp_path, params, config):
     torch_t5 = pytest.importorskip("torch_t5")
-    save_t5(tmp_path, config, params[config], dtype="float32")
+    save(tmp_path, config, params[config], dtype="float32")
     batch = torch_t5.random_batch(source_length=9, target_length=6, vocab_size=61)
     model = torch_t5.load(tmp_path)
     _, theirs = torch_t5.reference_loss(model, batch)
@@ -117,9 +117,9 @@ def split(directory, parts=3):
 
 
 def test_shards_equal_the_single_file(saved):
-    _, single = load_t5(saved)
+    _, single = load(saved)
     split(saved)
-    _, sharded = load_t5(saved)
+    _, sharded = load(saved)
     jax.tree.map(np.testing.assert_array_equal, sharded, single)
 
 
@@ -127,7 +127,7 @@ def test_weights_in_another_shard_than_the_index_says_are_named(saved):
     split(saved)
     save_file({"other": np.zeros(1, np.float32)}, saved / "model-00002-of-00003.safetensors")
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, "model-00002-of-00003.safetensors lacks")
 
 
@@ -135,7 +135,7 @@ def test_a_missing_shard_is_named(saved):
     split(saved)
     (saved / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, "model-00002-of-00003.safetensors")
 
 
@@ -145,17 +145,17 @@ def test_an_index_may_not_point_outside(saved):
     index["weight_map"]["shared.weight"] = "../elsewhere.safetensors"
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="outside"):
-        load_t5(saved)
+        load(saved)
 
 
 def test_repeated_tables_of_old_files_are_dropped_and_different_ones_are_not(saved, params):
     def repeat(weights):
         for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
             weights[name] = weights["shared.weight"].copy()
-        weights[huggingface.IGNORED[0]] = np.zeros((32, 2), np.float32)
+        weights[t5_weights.IGNORED[0]] = np.zeros((32, 2), np.float32)
 
     change(saved, repeat)
-    config, loaded = load_t5(saved)
+    config, loaded = load(saved)
     assert config.tie_word_embeddings
     jax.tree.map(np.testing.assert_array_equal, loaded, params[TIED])
 
@@ -163,13 +163,13 @@ def test_repeated_tables_of_old_files_are_dropped_and_different_ones_are_not(sav
         weights["lm_head.weight"] = weights["lm_head.weight"] + 1.0
 
     change(saved, lambda weights: (repeat(weights), untie(weights)))
-    config, loaded = load_t5(saved)
+    config, loaded = load(saved)
     assert not config.tie_word_embeddings and config.scales_outputs  # as transformers: the flag scales, the file unties
     np.testing.assert_array_equal(loaded["head"], loaded["embedding"] + 1.0)
 
     change(saved, lambda weights: weights.update({"encoder.embed_tokens.weight": weights["shared.weight"] + 1.0}))
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, "unexpected: encoder.embed_tokens.weight")
 
 
@@ -184,7 +184,7 @@ def test_missing_and_unexpected_weights_are_listed(saved):
 
     change(saved, edit)
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     missing = "missing: decoder.block.1.layer.1.EncDecAttention.k.weight; encoder.final_layer_norm.weight"
     assert_one_line(error, missing, "unexpected: decoder.block.0.layer.0.SelfAttention.q.bias")
 
@@ -196,7 +196,7 @@ def test_misshapen_and_integer_weights_are_listed(saved):
 
     change(saved, edit)
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, "shared.weight (60, 16) float32, not (61, 16)", "final_layer_norm.weight (16,) int32")
 
 
@@ -214,7 +214,7 @@ def test_a_truncated_file_is_one_line(saved, keep):
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, "model.safetensors", "copy it again")
 
 
@@ -230,7 +230,7 @@ def test_a_truncated_file_is_one_line(saved, keep):
 def test_a_config_that_is_no_t5_is_one_line(saved, text, words):
     (saved / "config.json").write_text(text)
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, *words)
 
 
@@ -247,24 +247,24 @@ def test_a_config_value_that_cannot_be_is_one_line(saved, key, value, word):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, word)
 
 
 def test_files_that_are_not_there_are_one_line(saved):
     (saved / "model.safetensors").unlink()
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, "model.safetensors", "pytorch_model.bin")
     (saved / "config.json").unlink()
     with pytest.raises(UserError) as error:
-        load_t5(saved)
+        load(saved)
     assert_one_line(error, "config.json")
 
 
 def test_an_unknown_dtype_is_refused(tmp_path, params):
     with pytest.raises(UserError, match="int8"):
-        save_t5(tmp_path, TIED, params[TIED], dtype="int8")
+        save(tmp_path, TIED, params[TIED], dtype="int8")
 
 
 # --------------------------------------------------------------------------------------------------------- directories
@@ -272,9 +272,9 @@ def test_an_unknown_dtype_is_refused(tmp_path, params):
 
 def test_names_resolve_to_directories(saved, tmp_path, monkeypatch):
     assert resolve_directory(saved) == saved and resolve_directory(str(saved)) == saved
-    monkeypatch.setitem(huggingface.PACKAGED, "nano_t5", saved)
+    monkeypatch.setitem(names.PACKAGED, "nano_t5", saved)
     assert resolve_directory("nano_t5") == saved
-    monkeypatch.setitem(huggingface.PACKAGED, "nano_t5", tmp_path / "absent")
+    monkeypatch.setitem(names.PACKAGED, "nano_t5", tmp_path / "absent")
     with pytest.raises(UserError, match="nano_t5"):
         resolve_directory("nano_t5")
 
@@ -312,14 +312,14 @@ def test_the_hub_cache_is_used_offline_and_its_absence_is_one_line(saved, tmp_pa
 
 def test_reading_weights_imports_no_torch(saved):
     program = (
-        "import sys\nfrom codegen2_jax.interop.huggingface import load_t5\n"
-        f"load_t5({str(saved)!r})\nassert not {{'torch', 'transformers'}} & set(sys.modules)\n"
+        "import sys\nfrom codegen2_jax.interop.huggingface import load\n"
+        f"load({str(saved)!r})\nassert not {{'torch', 'transformers'}} & set(sys.modules)\n"
     )
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "HOME": str(saved), "PATH": ""}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
 
 
 def test_bfloat16_is_read_without_loss(tmp_path, params):
-    save_t5(tmp_path, TIED, params[TIED])  # bfloat16 is the default
+    save(tmp_path, TIED, params[TIED])  # bfloat16 is the default
     assert load_file(tmp_path / "model.safetensors")["shared.weight"].dtype == ml_dtypes.bfloat16
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.interop.weight_files import read_torch, read_weights
+from codegen2_jax.interop.weight_files import open_torch, open_weights
 
 torch = pytest.importorskip("torch", reason="torch (extra [test]) writes the files that are read here")
+
+
+def read_torch(path):
+    return {name: tensor.read() for name, tensor in open_torch(path)[0].items()}
 
 
 def refused(path, *words):
@@ -76,22 +80,22 @@ def test_tensors_equal_torchs(tmp_path, dtype):
 def test_a_state_dict_with_its_metadata_is_read(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
     torch.save(module.state_dict(), tmp_path / "pytorch_model.bin")
-    weights = read_weights(tmp_path)
+    weights, _ = open_weights(tmp_path)
     for name, tensor in module.state_dict().items():
-        np.testing.assert_array_equal(weights[name], tensor.numpy())
+        np.testing.assert_array_equal(weights[name].read(), tensor.numpy())
 
 
 def test_a_t5_in_torch_files_equals_the_same_in_safetensors(tmp_path):
     torch_t5 = pytest.importorskip("torch_t5")
     import jax
 
-    from codegen2_jax.interop.huggingface import load_t5
+    from codegen2_jax.interop.huggingface import load
 
     torch_t5.save_random_t5(tmp_path, tied=True)
-    config, expected = load_t5(tmp_path)
+    config, expected = load(tmp_path)
     torch.save(torch_t5.load(tmp_path).state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    found, params = load_t5(tmp_path)
+    found, params = load(tmp_path)
     assert found == config
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
@@ -150,3 +154,61 @@ def test_a_truncated_file_is_one_line(tmp_path, keep):
     torch.save({"weight": torch.zeros(300)}, tmp_path / "w.bin")
     (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:keep])
     refused(tmp_path / "w.bin", "truncated")
+
+
+# ----------------------------------------------------------------------------------------------- pickles that are worse
+
+
+def assemble(*parts):
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+PICKLES = {
+    # (None, {"__defaults__": ()}) set on what stands for torch's function
+    "sets attributes of a function": assemble(REBUILD, b"N}U\x0c__defaults__)s\x86b"),
+    "sets attributes of a storage's type": assemble(b"ctorch\nFloatStorage\n", b"N}U\x05dtypeU\x01xs\x86b"),
+    "sets attributes of a class": assemble(b"ccollections\nOrderedDict\n", b"N}U\x04keys)s\x86b"),
+    "asks for 64 GiB": assemble(b"}r\xff\xff\xff\xff"),
+    "names a place by text": assemble(b"}p99999999999\n"),
+    "calls a type": assemble(b"ctorch\nFloatStorage\n)R"),
+    "rebuilds over a number": assemble(REBUILD, b"(K\x01K\x00)))\x88N tR".replace(b" ", b"")),
+    "imports by parts": assemble(b"cos.path\nsystem\n"),
+    "imports a submodule": b"\x80\x04\x8c\x05torch\x8c\x0a_C.Storage\x93.",
+    "instantiates": assemble(b"(ios\nsystem\n"),
+    "makes an object": assemble(b"ccollections\nOrderedDict\n)\x81}U\x05itemsNsb"),
+    "uses an extension": assemble(b"\x82\x01"),
+    "is empty": b"",
+    "has no end": b"\x80\x02}",
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_pickle_that_is_no_dictionary_of_tensors_is_one_line(tmp_path, name):
+    write_pickle(tmp_path / "evil.bin", PICKLES[name])
+    refused(tmp_path / "evil.bin")
+    tensor_file(tmp_path / "good.bin")
+    assert read_torch(tmp_path / "good.bin")["weight"].shape == (2, 3)
+
+
+def test_an_archive_that_unpacks_to_more_is_refused(tmp_path):
+    tensor_file(tmp_path / "good.bin")
+    content = zipfile.ZipFile(tmp_path / "good.bin")
+    for packed in ("archive/data/0", "archive/data.pkl"):
+        with zipfile.ZipFile(tmp_path / "bad.bin", "w") as archive:
+            for name in content.namelist():
+                kind = zipfile.ZIP_DEFLATED if name == packed else zipfile.ZIP_STORED
+                archive.writestr(name, content.read(name), kind)
+        refused(tmp_path / "bad.bin", "compressed")
+
+
+def test_tensors_are_read_when_they_are_asked_for(tmp_path):
+    torch.save({"a": torch.ones(30_000), "b": torch.zeros(30_000)}, tmp_path / "w.bin")  # more than one buffer
+    tensors, _ = open_torch(tmp_path / "w.bin")
+    data = bytearray((tmp_path / "w.bin").read_bytes())
+    at = data.find(np.ones(30_000, np.float32).tobytes())
+    data[at] ^= 1
+    (tmp_path / "w.bin").write_bytes(data)
+    np.testing.assert_array_equal(tensors["b"].read(), np.zeros(30_000))
+    with pytest.raises(UserError, match="damaged"):
+        tensors["a"].read()

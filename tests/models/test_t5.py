@@ -52,7 +52,7 @@ def test_loss_logits_and_every_gradient_equal_transformers(tmp_path, tied, sourc
 
     torch_t5.save_random_t5(tmp_path, tied=tied)
     reference = torch_t5.load(tmp_path)
-    config, params = huggingface.load_t5(tmp_path)
+    config, params = huggingface.load(tmp_path)
     model = EncoderDecoder(config)
     batch = torch_t5.random_batch(source_length=source_length, target_length=target_length)
     their_loss, their_logits = torch_t5.reference_loss(reference, batch)
@@ -75,10 +75,10 @@ def test_loss_logits_and_every_gradient_equal_transformers(tmp_path, tied, sourc
 @pytest.mark.parametrize("tied, break_it", [(True, "scale"), (False, "scale"), (True, "attention")])
 def test_wrong_scaling_would_be_seen(tmp_path, tied, break_it):
     torch_t5 = pytest.importorskip("torch_t5")
-    from codegen2_jax.interop.huggingface import load_t5
+    from codegen2_jax.interop.huggingface import load
 
     torch_t5.save_random_t5(tmp_path, tied=tied)
-    config, params = load_t5(tmp_path)
+    config, params = load(tmp_path)
     batch = torch_t5.random_batch(source_length=13, target_length=9)
     _, theirs = torch_t5.reference_loss(torch_t5.load(tmp_path), batch)
     if break_it == "scale":  # no d^-0.5 for a tied head, or one for an untied head

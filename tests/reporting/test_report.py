@@ -428,8 +428,8 @@ def broken(name):
             lambda p: [write_run(p / "a", record_of()), "--out", p / "a" / "scores.json"],
             ["is a file", "--out"],
         ),
-        "flag": (lambda p: [p, "--uot", "x"], ["unrecognized arguments: --uot", "usage: "]),
-        "nothing": (lambda p: [], ["RUN_DIR", "usage: "]),
+        "flag": (lambda p: [p, "--uot", "x"], ["unrecognized arguments: --uot", "codegen2_jax.report --help"]),
+        "nothing": (lambda p: [], ["RUN_DIR", "codegen2_jax.report --help"]),
     }
     return cases if name is None else cases[name]
 

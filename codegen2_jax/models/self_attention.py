@@ -1,0 +1,109 @@
+"""Self-attention of decoders: rotary, scaled, softmax in float32, with as many key heads as query heads or fewer.
+
+Shapes: B batch, T length, S keys of a prefix, D width, N query heads, G key and value heads, R = N / G queries that
+share a key head, H head width, K beams or samples.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from codegen2_jax.models import rotary
+from codegen2_jax.models.attention import MASKED
+from codegen2_jax.models.layers import weight
+
+TURNS = {"neighbours": rotary.turn_neighbours, "halves": rotary.turn_halves}
+
+
+def causal_or_prefix(valid_BT, *, segments_BT=None, bidirectional_BT=None, across=True) -> jax.Array:
+    """What position i may attend to, as a bias: float32[B, 1, T, T], 0 or a large negative number.
+
+    allow(i, j) = valid_j and (j <= i or (j in a prefix and same_ij)) and (across or same_ij), same_ij: one segment.
+    A row that may attend to nothing stays finite; its output is meaningless and must carry no loss.
+
+    valid_BT: bool, any padding. bidirectional_BT: bool, true in a prefix; None: none is. across: whether a document
+    sees the ones packed before it.
+    """
+    length = valid_BT.shape[1]
+    allowed = jnp.tri(length, dtype=bool)[None]
+    if bidirectional_BT is not None or not across:
+        same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+        if bidirectional_BT is not None:
+            allowed = allowed | (same_BTT & bidirectional_BT[:, None, :])
+        if not across:
+            allowed = allowed & same_BTT
+    return jnp.where(allowed & valid_BT[:, None, :], 0.0, MASKED).astype(jnp.float32)[:, None]
+
+
+class SelfAttention(nn.Module):
+    """Weights q [D, N, H], k and v [D, G, H], o [N, H, D], no biases; logits are divided by sqrt(H)."""
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    turn: str  # which channels form a rotary pair, one of TURNS
+    dtype: Any
+    in_std: float
+    out_std: float
+    truncated: bool = False  # whether values are drawn from a normal distribution cut at two standard deviations
+
+    def setup(self):
+        D, N, G, H = self.width, self.num_heads, self.num_kv_heads, self.head_dim
+        heads = weight(self.in_std, ("embed", "heads", "head_dim"), truncated=self.truncated)
+        shared = weight(self.in_std, ("embed", "kv_heads", "head_dim"), truncated=self.truncated)
+        out = weight(self.out_std, ("heads", "head_dim", "embed"), truncated=self.truncated)
+        self.q_DNH = self.param("q", heads, (D, N, H), jnp.float32)
+        self.k_DGH = self.param("k", shared, (D, G, H), jnp.float32)
+        self.v_DGH = self.param("v", shared, (D, G, H), jnp.float32)
+        self.o_NHD = self.param("o", out, (N, H, D), jnp.float32)
+
+    def __call__(self, x_BTD, rotation, bias_B1TT):
+        """(output_BTD, (k_BTGH, v_BTGH)); the keys are turned already and are what a cache holds."""
+        q_BTGRH, k_BTGH, v_BTGH = self._heads(x_BTD, rotation)
+        logits_BGRTT = jnp.einsum("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH, preferred_element_type=jnp.float32)
+        probs_BGRTT = jax.nn.softmax(logits_BGRTT + bias_B1TT[:, :, None], axis=-1).astype(self.dtype)
+        mixed_BTGRH = jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)
+        return self._out(mixed_BTGRH), (k_BTGH, v_BTGH)
+
+    def step(self, x_BKD, rotation, cache, position, bias, prefix_bias):
+        """One position of K beams against a prefix they share and their own past; (output_BKD, cache).
+
+        cache: prefix_k, prefix_v [B, G, S, H]; k, v [B, G, T * K, H], where beam c writes position t into slot
+        t * K + c and nothing is ever moved. bias broadcasts to [B, G, R, K, T * K]; where beams never change places it
+        has T places, and each beam reads its own slots alone. prefix_bias broadcasts to [B, G, R, K, S].
+        """
+        q_BKGRH, k_BKGH, v_BKGH = self._heads(x_BKD, rotation)
+        start = (0, 0, position * x_BKD.shape[1], 0)
+        k_BGSH = jax.lax.dynamic_update_slice(cache["k"], k_BKGH.swapaxes(1, 2), start)
+        v_BGSH = jax.lax.dynamic_update_slice(cache["v"], v_BKGH.swapaxes(1, 2), start)
+        own_k, own_v, product = k_BGSH, v_BGSH, "bkgrh,bgsh->bgrks"
+        apart = bias.shape[-1] != k_BGSH.shape[2]
+        if apart:
+            shape = (*k_BGSH.shape[:2], -1, x_BKD.shape[1], self.head_dim)
+            own_k, own_v = k_BGSH.reshape(shape), v_BGSH.reshape(shape)
+        own_product = "bkgrh,bgtkh->bgrkt" if apart else product
+        own = jnp.einsum(own_product, q_BKGRH, own_k, preferred_element_type=jnp.float32) + bias
+        past = jnp.einsum(product, q_BKGRH, cache["prefix_k"], preferred_element_type=jnp.float32) + prefix_bias
+        probs = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1).astype(self.dtype)
+        past, own = probs[..., : past.shape[-1]], probs[..., past.shape[-1] :]
+        mixed_BKGRH = jnp.einsum("bgrkt,bgtkh->bkgrh" if apart else "bgrks,bgsh->bkgrh", own, own_v)
+        mixed_BKGRH = mixed_BKGRH + jnp.einsum("bgrks,bgsh->bkgrh", past, cache["prefix_v"])
+        return self._out(mixed_BKGRH), {**cache, "k": k_BGSH, "v": v_BGSH}
+
+    def _heads(self, x_BTD, rotation):
+        """q_BTGRH, turned and divided by sqrt(H), k_BTGH, turned, v_BTGH."""
+        q_BTNH, k_BTGH, v_BTGH = (
+            jnp.einsum("btd,dnh->btnh", x_BTD, w.astype(self.dtype)) for w in (self.q_DNH, self.k_DGH, self.v_DGH)
+        )
+        turn = TURNS[self.turn]
+        q_BTNH = turn(q_BTNH, rotation) * jnp.asarray(self.head_dim**-0.5, self.dtype)
+        B, T = x_BTD.shape[:2]
+        return q_BTNH.reshape(B, T, self.num_kv_heads, -1, self.head_dim), turn(k_BTGH, rotation), v_BTGH
+
+    def _out(self, mixed_BTGRH):
+        B, T = mixed_BTGRH.shape[:2]
+        mixed_BTNH = mixed_BTGRH.reshape(B, T, self.num_heads, self.head_dim)
+        return jnp.einsum("btnh,nhd->btd", mixed_BTNH, self.o_NHD.astype(self.dtype))

@@ -1,0 +1,145 @@
+"""The command that generates: in a process of its own, and each mistake in one line."""
+
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from toy_decoders import byte_vocabulary
+
+from codegen2_jax import generate
+from codegen2_jax.decoding.settings import Generation
+from codegen2_jax.decoding.text import complete
+from codegen2_jax.interop import huggingface
+from codegen2_jax.models.codegen import CodeGenConfig
+from codegen2_jax.models.decoder_only import DecoderOnly
+from codegen2_jax.training.initialisation import ModelSource
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A saved CodeGen that writes small letters, and sometimes <eom> and <|endoftext|>."""
+    where = tmp_path_factory.mktemp("model")
+    vocabulary = byte_vocabulary(where)
+    sizes = {"d_model": 32, "d_ff": 64, "num_layers": 1, "num_heads": 8, "head_dim": 4, "rotary_dim": 4}
+    model = DecoderOnly(CodeGenConfig(vocab_size=vocabulary.size, **sizes))
+    params = jax.jit(model.init_params)(jax.random.key(0))
+    letters = np.asarray(vocabulary.encode("abcdefghijklmnopqrstuvwxyz") + [vocabulary.eom_id, vocabulary.eos_id])
+    params["head_bias"] = params["head_bias"].at[letters].add(20.0).at[vocabulary.eom_id].add(1.5)
+    huggingface.save(where, model.config, params, "float32")
+    return where
+
+
+@pytest.fixture
+def run(directory, capsys, monkeypatch):
+    """The command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments, stdin="", model=directory):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin.encode())))
+        code = generate.main(["--model", str(model), *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def records(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+PROMPTS = ["def f(x):\n", "# <mask_1> is text\n"]
+PLACES = [(p, k) for p in (1, 2) for k in (1, 2, 3)]
+OPTIONS = ["--temperature", "1.0", "--max_new_tokens", "40", "--seed", "5", "--stop", "qu", "zz"]
+
+
+def test_records_hold_all_that_makes_them_again(run, directory, tmp_path, program_environment):
+    code, printed, _ = run("--prompt", *PROMPTS, "--n", 3, "--format", "jsonl", *OPTIONS)
+    rows = records(printed)
+    assert code == 0 and len(rows) == 6
+    assert [(row["prompt_number"], row["sample"]) for row in rows] == [(p, k) for p in range(2) for k in range(3)]
+    assert [row["prompt"] for row in rows] == [prompt for prompt in PROMPTS for _ in range(3)]
+    assert len({row["finish_reason"] for row in rows}) > 1
+    loaded = ModelSource(init_from=str(directory)).load()
+    assert {row["model_digest"] for row in rows} == {loaded.digest} and rows[0]["model"] == str(directory)
+    settings = Generation.of({name: rows[0][name] for name in Generation.__dataclass_fields__})
+    again = complete(loaded.model, loaded.params, loaded.vocabulary, PROMPTS, settings)
+    assert [sample.text for samples in again for sample in samples] == [row["completion"] for row in rows]
+    assert rows[0]["truncation"] == "none" and rows[0]["stop_ids"] == [256] and rows[0]["stop"] == ["qu", "zz"]
+
+    out = tmp_path / "samples.jsonl"
+    code, printed, warned = run("--prompt", *PROMPTS, "--n", 3, "--format", "jsonl", *OPTIONS, "--out", out)
+    assert code == 0 and printed == "" and f"wrote {out}" in warned and records(out.read_text("utf-8")) == rows
+
+    code, printed, warned = run("--prompt", *PROMPTS, "--n", 3, *OPTIONS)
+    heads = [f"--- prompt {p}, sample {k}, {row['finish_reason']}" for (p, k), row in zip(PLACES, rows, strict=True)]
+    assert printed == "".join(f"{head}\n{row['completion']}\n" for head, row in zip(heads, rows, strict=True))
+    assert warned.splitlines()[-1] == "6 of 6 samples"
+
+    # The first sample again, alone, from standard input, in a process of its own, shown while it grows.
+    command = [sys.executable, "-m", "codegen2_jax.generate", "--model", str(directory), *OPTIONS]
+    environment = program_environment | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, input=PROMPTS[0], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == rows[0]["completion"] + "\n" and len(done.stdout) > 20
+    assert done.stderr.splitlines() == ["stop ids: 256 <|endoftext|>"]
+
+
+def test_infilling_shows_no_sentinel_and_keeps_all_around_the_holes(run, tmp_path):
+    parts = ("def f(x):\r\n    y = ", "\n    z = ", "\n    return z  # <|endoftext|> <sep>\n")
+    file = tmp_path / "hole.py"
+    file.write_bytes("{}<mask_1>{}<mask_2>{}".format(*parts).encode())
+    options = ["--n", 4, "--temperature", 1.0, "--max_new_tokens", 90]
+    code, printed, warned = run("--infill", "--file", file, "--format", "jsonl", *options)
+    assert code == 0 and warned.splitlines()[0] == "stop ids: 256 <|endoftext|>, 300 <eom>"
+    rows = records(printed)
+    for row in rows:
+        first, second = row["answers"]
+        assert row["completion"] == parts[0] + first + parts[1] + second + parts[2]
+        assert row["prompt"] == list(parts)
+        assert not set("<>_") & set(first + second)
+    assert any(all(row["closed"]) for row in rows)
+    code, printed, _ = run("--prefix", "a <mask_1>", "--suffix", " b", "--max_new_tokens", 30)
+    assert code == 0 and printed.startswith("a <mask_1>") and printed.endswith(" b\n")
+
+
+def test_an_encoder_decoder_answers(run):
+    code, printed, _ = run("--prompt", "return the sum", "--temperature", 0, "--max_new_tokens", 8, model="nano_t5")
+    assert code == 0 and "sum" in printed
+    code, _, error = run("--prefix", "a", "--suffix", "b", model="nano_t5")
+    assert code == 2 and "encoder-decoder" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--temp", "0.2"], "unrecognized arguments: --temp 0.2"),
+        (["--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
+        (["--temperature", "-1"], "temperature=-1.0 is out of range"),
+        (["--top_p", "2", "--prompt", "x"], "top_p=2.0 is out of range"),
+        (["--n", "0", "--prompt", "x"], "n=0 is out of range"),
+        (["--num_beams", "4", "--prompt", "x"], "set temperature=0"),
+        (["--prompt", "x", "--file", "y"], "--prompt and --file exclude one another"),
+        (["--file", "nowhere.py"], "cannot read nowhere.py"),
+        (["--infill", "--prompt", "no hole"], "has no <mask_1>"),
+        (["--infill", "--prompt", "<mask_1>", "--stop", "x"], "an infilled answer ends with <eom> only"),
+        (["--prefix", "a", "--truncation", "codex"], "is for prompts"),
+        (["--prompt", "x", "--truncation", "codegen"], "choose one of codegen1, codex, none"),
+        (["--prompt", "x", "--out", "nowhere/at/all.jsonl"], "make it first"),
+        (["--prompt", "x", "--dtype", "float64"], "float64"),
+        (["--prompt", "x" * 2000], "2048 positions; cut it to 1920 tokens"),
+    ],
+)
+def test_mistakes_are_one_line(run, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, printed, error = run(*arguments)
+    lines = [line for line in error.splitlines() if not line.startswith("stop ids:")]
+    assert code == 2 and printed == "" and len(lines) == 1, error
+    assert lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_a_model_that_is_not_there(run):
+    code, _, error = run("--prompt", "x", model="/nowhere/at/all")
+    assert code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
