@@ -167,12 +167,22 @@ class DecoderOnly(LanguageModel):
         """
         k_LBGSH, v_LBGSH = encoded
         _, B, G, _, H = k_LBGSH.shape
-        slots = jnp.zeros((B, G, max_length * num_beams, H), k_LBGSH.dtype)
+        slots = jnp.zeros((B, G, num_beams, max_length, H), k_LBGSH.dtype)
         layers = tuple(
             {"k": slots, "v": slots, "prefix_k": k_LBGSH[i], "prefix_v": v_LBGSH[i]}
             for i in range(self.config.num_layers)
         )
         return {"layers": layers, "prefix_bias": mask_bias(mask_BS)[:, None], "length_B": jnp.sum(mask_BS, axis=1)}
+
+    def grow_decoding(self, cache, max_length: int, *, num_beams: int = 1):
+        """The same cache with room for `max_length` positions of each of its beams."""
+        del num_beams  # the cache knows
+
+        def grow(slots):
+            return jnp.pad(slots, ((0, 0), (0, 0), (0, 0), (0, max_length - slots.shape[3]), (0, 0)))
+
+        layers = tuple({**layer, "k": grow(layer["k"]), "v": grow(layer["v"])} for layer in cache["layers"])
+        return {**cache, "layers": layers}
 
     def decode_step(self, decoder: Params, cache, tokens_BK, position, ancestry_BKT=None):
         """float32 logits_BKV of the tokens at `position`, and the cache with that position written.
@@ -181,9 +191,7 @@ class DecoderOnly(LanguageModel):
         b's beam k finds its own position t < position; None: beams never change places.
         """
         config = self.config
-        K = tokens_BK.shape[1]
-        slots = cache["layers"][0]["k"].shape[2]
-        bias = self._step_bias(tokens_BK.shape, slots // K, position, ancestry_BKT)
+        bias = self._step_bias(*cache["layers"][0]["k"].shape[2:4], position, ancestry_BKT)
         places_BK = jnp.broadcast_to(cache["length_B"][:, None] + position, tokens_BK.shape)
         turned = rotary.rotation(places_BK, config.rotary_dim, config.rope_theta)
         x_BKD, layers, apply = self.embed(decoder, tokens_BK), [], config.layer()(config).apply
@@ -194,19 +202,19 @@ class DecoderOnly(LanguageModel):
         x_BKD = config.norm().apply({"params": decoder["final_norm"]}, x_BKD)
         return self._apply(decoder, x_BKD, method="head"), {**cache, "layers": tuple(layers)}
 
-    def _step_bias(self, shape, length, position, ancestry_BKT):
-        """0 where a slot is the beam's own past or present, a large negative number elsewhere: [B, 1, 1, K, T * K].
+    def _step_bias(self, K, length, position, ancestry_BKT):
+        """0 where a slot is the beam's own past or present, a large negative number elsewhere: [B, 1, 1, K, K * T].
 
         Without an ancestry a beam's slots are known, and the bias is one of time alone: [1, 1, 1, 1, T].
         """
-        K, time_11T = shape[1], jnp.arange(length)[None, None]
+        time_11T = jnp.arange(length)[None, None]
         if ancestry_BKT is None:
             return jnp.where(time_11T <= position, 0.0, MASKED).astype(jnp.float32)[None, None]
         own_BKT = jnp.broadcast_to(jnp.arange(K)[None, :, None], (1, K, length))
         own_BKT = jnp.where(time_11T < position, ancestry_BKT[:, :, :length], own_BKT)
         own_BKT = jnp.where(time_11T <= position, own_BKT, -1)
-        visible_BKTK = own_BKT[..., None] == jnp.arange(K)[None, None, None]
-        bias_BKS = jnp.where(visible_BKTK, 0.0, MASKED).reshape(own_BKT.shape[0], K, length * K)
+        visible_BKKT = own_BKT[:, :, None] == jnp.arange(K)[None, None, :, None]
+        bias_BKS = jnp.where(visible_BKKT, 0.0, MASKED).reshape(own_BKT.shape[0], K, K * length)
         return bias_BKS[:, None, None].astype(jnp.float32)
 
     # -------------------------------------------------------------------------------------------------- private

@@ -47,15 +47,6 @@ class LanguageModel:
         """Token embeddings x_BSD in the compute dtype."""
         return self._apply(params, tokens_BS, method="embed")
 
-    def grow_decoding(self, cache, max_length: int, *, num_beams: int = 1):
-        """The same cache with room for `max_length` positions."""
-
-        def grow(layer):
-            extra = ((0, 0), (0, 0), (0, max_length * num_beams - layer["k"].shape[2]), (0, 0))
-            return {**layer, "k": jnp.pad(layer["k"], extra), "v": jnp.pad(layer["v"], extra)}
-
-        return {**cache, "layers": tuple(grow(layer) for layer in cache["layers"])}
-
 
 def laid_out(layers: Params, count: int, dtype: Any) -> list[Params]:
     """Stacked layers taken apart, matrices in the compute dtype; vectors (norms, biases) as they are."""
@@ -134,6 +125,15 @@ class EncoderDecoder(LanguageModel):
             k, v = DecoderLayer(config).apply({"params": weights}, encoded_BSD.astype(dtype), method="cross_heads")
             layers.append({"k": slots, "v": slots, "cross_k": k, "cross_v": v})
         return {"layers": tuple(layers), "cross_bias": mask_bias(mask_BS)}
+
+    def grow_decoding(self, cache, max_length: int, *, num_beams: int = 1):
+        """The same cache with room for `max_length` positions."""
+
+        def grow(layer):
+            extra = ((0, 0), (0, 0), (0, max_length * num_beams - layer["k"].shape[2]), (0, 0))
+            return {**layer, "k": jnp.pad(layer["k"], extra), "v": jnp.pad(layer["v"], extra)}
+
+        return {**cache, "layers": tuple(grow(layer) for layer in cache["layers"])}
 
     def decode_step(self, decoder: Params, cache, tokens_BK, position, ancestry_BKT=None):
         """float32 logits_BKV of the tokens at `position` (scalar), and the cache with that position written.

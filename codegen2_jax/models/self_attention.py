@@ -71,27 +71,25 @@ class SelfAttention(nn.Module):
     def step(self, x_BKD, rotation, cache, position, bias, prefix_bias):
         """One position of K beams against a prefix they share and their own past; (output_BKD, cache).
 
-        cache: prefix_k, prefix_v [B, G, S, H]; k, v [B, G, T * K, H], where beam c writes position t into slot
-        t * K + c and nothing is ever moved. bias broadcasts to [B, G, R, K, T * K]; where beams never change places it
-        has T places, and each beam reads its own slots alone. prefix_bias broadcasts to [B, G, R, K, S].
+        cache: prefix_k, prefix_v [B, G, S, H]; k, v [B, G, K, T, H], where beam c writes position t into its own slot
+        (c, t) and nothing is ever moved. bias broadcasts to [B, G, R, K, T] where a beam reads its own slots alone, to
+        [B, G, R, K, K * T] where it may find its past in others'. prefix_bias broadcasts to [B, G, R, K, S].
         """
         q_BKGRH, k_BKGH, v_BKGH = self._heads(x_BKD, rotation)
-        start = (0, 0, position * x_BKD.shape[1], 0)
-        k_BGSH = jax.lax.dynamic_update_slice(cache["k"], k_BKGH.swapaxes(1, 2), start)
-        v_BGSH = jax.lax.dynamic_update_slice(cache["v"], v_BKGH.swapaxes(1, 2), start)
-        own_k, own_v, product = k_BGSH, v_BGSH, "bkgrh,bgsh->bgrks"
-        apart = bias.shape[-1] != k_BGSH.shape[2]
-        if apart:
-            shape = (*k_BGSH.shape[:2], -1, x_BKD.shape[1], self.head_dim)
-            own_k, own_v = k_BGSH.reshape(shape), v_BGSH.reshape(shape)
-        own_product = "bkgrh,bgtkh->bgrkt" if apart else product
-        own = jnp.einsum(own_product, q_BKGRH, own_k, preferred_element_type=jnp.float32) + bias
-        past = jnp.einsum(product, q_BKGRH, cache["prefix_k"], preferred_element_type=jnp.float32) + prefix_bias
-        probs = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1).astype(self.dtype)
+        start = (0, 0, 0, position, 0)
+        k_BGKTH = jax.lax.dynamic_update_slice(cache["k"], k_BKGH.swapaxes(1, 2)[:, :, :, None], start)
+        v_BGKTH = jax.lax.dynamic_update_slice(cache["v"], v_BKGH.swapaxes(1, 2)[:, :, :, None], start)
+        own_k, own_v, to_logits, to_values = k_BGKTH, v_BGKTH, "bkgrh,bgkth->bgrkt", "bgrkt,bgkth->bkgrh"
+        if bias.shape[-1] != k_BGKTH.shape[3]:
+            own_k, own_v = (slots.reshape(*slots.shape[:2], -1, self.head_dim) for slots in (k_BGKTH, v_BGKTH))
+            to_logits, to_values = "bkgrh,bgsh->bgrks", "bgrks,bgsh->bkgrh"
+        own = jnp.einsum(to_logits, q_BKGRH, own_k, preferred_element_type=jnp.float32) + bias
+        past = jnp.einsum("bkgrh,bgsh->bgrks", q_BKGRH, cache["prefix_k"], preferred_element_type=jnp.float32)
+        probs = jax.nn.softmax(jnp.concatenate([past + prefix_bias, own], axis=-1), axis=-1).astype(self.dtype)
         past, own = probs[..., : past.shape[-1]], probs[..., past.shape[-1] :]
-        mixed_BKGRH = jnp.einsum("bgrkt,bgtkh->bkgrh" if apart else "bgrks,bgsh->bkgrh", own, own_v)
+        mixed_BKGRH = jnp.einsum(to_values, own, own_v)
         mixed_BKGRH = mixed_BKGRH + jnp.einsum("bgrks,bgsh->bkgrh", past, cache["prefix_v"])
-        return self._out(mixed_BKGRH), {**cache, "k": k_BGSH, "v": v_BGSH}
+        return self._out(mixed_BKGRH), {**cache, "k": k_BGKTH, "v": v_BGKTH}
 
     def _heads(self, x_BTD, rotation):
         """q_BTGRH, turned and divided by sqrt(H), k_BTGH, turned, v_BTGH."""
