@@ -86,17 +86,22 @@ def larger_shape(shapes: Sequence[Shape]) -> list[int]:
 
 
 def encoder_decoder_batch(
-    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], shape: Shape, *, start_id: int = 0, pad_id: int = 0
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    shape: Shape,
+    *,
+    start_id: int | np.ndarray = 0,
+    pad_id: int = 0,
 ) -> dict[str, np.ndarray]:
     """Pads rows to `shape`: inputs_BS, inputs_mask_BS, decoder_inputs_BT, targets_BT, loss_mask_BT.
 
     Tokens are int32, masks bool and true on the record's own positions, whatever their ids. The decoder reads the
-    targets moved right behind `start_id`.
+    targets moved right behind `start_id`, one for all rows or one for each.
     """
-    inputs_BS, inputs_mask_BS = _pad(sources, shape[0], pad_id)
-    targets_BT, loss_mask_BT = _pad(targets, shape[1], pad_id)
-    decoder_inputs_BT = np.full_like(targets_BT, start_id)
-    decoder_inputs_BT[:, 1:] = targets_BT[:, :-1]
+    inputs_BS, inputs_mask_BS = pad(sources, shape[0], pad_id)
+    targets_BT, loss_mask_BT = pad(targets, shape[1], pad_id)
+    decoder_inputs_BT = np.empty_like(targets_BT)
+    decoder_inputs_BT[:, 0], decoder_inputs_BT[:, 1:] = start_id, targets_BT[:, :-1]
     # Behind the last token that is fed stands padding, and not the </s> that ends the target.
     decoder_inputs_BT[:, 1:][~loss_mask_BT[:, 1:]] = pad_id
     return {
@@ -108,7 +113,8 @@ def encoder_decoder_batch(
     }
 
 
-def _pad(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32, mask bool), both [B, length]: rows filled up with pad_id, the mask true on their own positions."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     assert lengths.max(initial=0) <= length, (int(lengths.max()), length)
     mask = np.arange(length) < lengths[:, None]

@@ -116,6 +116,15 @@ def select(
         raise UserError(f"{name} has {np.count_nonzero(kept_N)} usable documents of {len(kept_N)}, left out: "
                         f"{counted}; two splits need at least 2.")  # fmt: skip
     valid_N = _valid(split_N, kept_N, valid_per_mille)
+    counts, rejected = _told(reasons, kept_N, valid_N, bytes_N)
+    digest = hashlib.sha256(text_N.tobytes() + kept_N.tobytes() + valid_N.tobytes()).hexdigest()
+    return Selection(
+        kept_N=kept_N, valid_N=valid_N, starts=tuple(starts[:-1]), counts=counts, rejected=rejected, digest=digest
+    )  # fmt: skip
+
+
+def _told(reasons: dict[int, tuple[str, str]], kept_N, valid_N, bytes_N) -> tuple[dict[str, dict], dict[str, tuple]]:
+    """(counts, rejected) of a `Selection`. reasons: number of a document -> (its name, why it is left out)."""
     counts, rejected = {}, {}
     for split in SPLITS:
         inside_N = valid_N == (split == "valid")
@@ -133,10 +142,7 @@ def select(
             {"file": reasons[number][0], "line": number, "reason": reasons[number][1]}
             for number in left_out[:MAX_REJECTED_LISTED]
         )
-    digest = hashlib.sha256(text_N.tobytes() + kept_N.tobytes() + valid_N.tobytes()).hexdigest()
-    return Selection(
-        kept_N=kept_N, valid_N=valid_N, starts=tuple(starts[:-1]), counts=counts, rejected=rejected, digest=digest
-    )  # fmt: skip
+    return counts, rejected
 
 
 def _counted(reasons) -> dict[str, int]:

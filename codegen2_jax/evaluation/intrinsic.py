@@ -89,8 +89,8 @@ def left_to_right(model: Any, params: Any, documents: Sequence[np.ndarray], voca
     nats = []
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
-        tokens_BT, mask_BT = _filled([row[:-1] for row in part], 16, length)
-        targets_BT, _ = _filled([row[1:] for row in part], 16, length)
+        tokens_BT, mask_BT = converters.pad(_filled_up([row[:-1] for row in part], 16), length, 0)
+        targets_BT, _ = converters.pad(_filled_up([row[1:] for row in part], 16), length, 0)
         nats.append(np.asarray(cost(params, tokens_BT, targets_BT, mask_BT))[: len(part)])
     sizes = np.asarray([int(vocabulary.byte_lengths[row[1:]].sum()) for row in rows])
     return Costs(np.asarray(file), np.concatenate(nats), sizes)
@@ -151,26 +151,14 @@ def _prompt(hole: Hole, vocabulary: Any, form: str, most: int) -> np.ndarray:
 
 
 def _pairs(prompts, middles, rows: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """A batch of pairs whose start token is the last of the prompt."""
-    inputs_BS, inputs_mask_BS = _filled([prompt[:-1] for prompt in prompts], rows, shape[0])
-    fed = [np.concatenate([prompt[-1:], middle[:-1]]) for prompt, middle in zip(prompts, middles, strict=True)]
-    decoder_inputs_BT, _ = _filled(fed, rows, shape[1])
-    targets_BT, loss_mask_BT = _filled(middles, rows, shape[1])
-    return {
-        "inputs_BS": inputs_BS,
-        "inputs_mask_BS": inputs_mask_BS,
-        "decoder_inputs_BT": decoder_inputs_BT,
-        "targets_BT": targets_BT,
-        "loss_mask_BT": loss_mask_BT,
-    }
+    """A batch of pairs whose start token is the last of the prompt; rows that are missing are all padding."""
+    start_B = np.asarray([prompt[-1] for prompt in prompts] + [0] * (rows - len(prompts)), np.int32)
+    sources = _filled_up([prompt[:-1] for prompt in prompts], rows)
+    return converters.encoder_decoder_batch(sources, _filled_up(middles, rows), shape, start_id=start_B)
 
 
-def _filled(arrays: Sequence[np.ndarray], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(values, mask), [rows, length]: padded, and rows that are missing all padding."""
-    values, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
-    for row, array in enumerate(arrays):
-        values[row, : len(array)], mask[row, : len(array)] = array, True
-    return values, mask
+def _filled_up(arrays: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
+    return [*arrays, *[np.zeros(0, np.int32)] * (rows - len(arrays))]
 
 
 def _nats(logits_BTV, targets_BT, mask_BT):
@@ -197,9 +185,9 @@ def _exact(model, params, prompts, middles, shapes, count, vocabulary, rows) -> 
         members = [i for i in chosen if shapes[i] == shape]
         for first in range(0, len(members), rows):
             part = members[first : first + rows]
-            inputs_BS, mask_BS = _filled([prompts[i][:-1] for i in part], rows, shape[0])
-            start_B = np.asarray([prompts[i][-1] for i in part] + [0] * (rows - len(part)), np.int32)
-            tokens_BT = np.asarray(write(params, inputs_BS, mask_BS, start_B, max_length=2 * shape[1] + 1))
+            batch = _pairs([prompts[i] for i in part], [middles[i] for i in part], rows, shape)
+            given = (batch["inputs_BS"], batch["inputs_mask_BS"], batch["decoder_inputs_BT"][:, 0])
+            tokens_BT = np.asarray(write(params, *given, max_length=2 * shape[1] + 1))
             for row, i in enumerate(part):
                 written = tokens_BT[row, 1 : 1 + len(middles[i])]
                 exact[i] = float(np.array_equal(written, middles[i]))

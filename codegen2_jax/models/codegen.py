@@ -77,17 +77,7 @@ class CodeGenLayer(nn.Module):
     def setup(self):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         self.norm = config.norm()
-        self.attention = SelfAttention(
-            config.d_model,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            turn="neighbours",
-            dtype=dtype,
-            in_std=config.stds["in"],
-            out_std=config.stds["out"],
-            truncated=config.truncates,
-        )
+        self.attention = SelfAttention.of(config, "neighbours")
         self.mlp = FeedForward(
             config.d_ff,
             activation="gelu",

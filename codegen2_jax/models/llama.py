@@ -71,16 +71,7 @@ class LlamaLayer(nn.Module):
     def setup(self):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         self.attention_norm, self.mlp_norm = config.norm(), config.norm()
-        self.attention = SelfAttention(
-            config.d_model,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            turn="halves",
-            dtype=dtype,
-            in_std=config.stds["in"],
-            out_std=config.stds["out"],
-        )
+        self.attention = SelfAttention.of(config, "halves")
         self.mlp = FeedForward(
             config.d_ff,
             activation="silu",

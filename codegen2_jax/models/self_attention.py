@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from codegen2_jax.models import rotary
 from codegen2_jax.models.attention import MASKED
+from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.layers import weight
 
 TURNS = {"neighbours": rotary.turn_neighbours, "halves": rotary.turn_halves}
@@ -49,6 +50,21 @@ class SelfAttention(nn.Module):
     in_std: float
     out_std: float
     truncated: bool = False  # whether values are drawn from a normal distribution cut at two standard deviations
+
+    @classmethod
+    def of(cls, config: DecoderConfig, turn: str) -> "SelfAttention":
+        """The attention of a decoder's block."""
+        return cls(
+            config.d_model,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            turn=turn,
+            dtype=jnp.dtype(config.dtype),
+            in_std=config.stds["in"],
+            out_std=config.stds["out"],
+            truncated=config.truncates,
+        )
 
     def setup(self):
         D, N, G, H = self.width, self.num_heads, self.num_kv_heads, self.head_dim

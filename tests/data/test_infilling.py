@@ -1,5 +1,3 @@
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen2_jax.data import infilling, span_records
-from codegen2_jax.data.decoder_vocabularies import train_codegen_vocabulary
 from codegen2_jax.data.infilling import (
     UL2,
     CausalLM,
@@ -20,14 +17,6 @@ from codegen2_jax.data.packing import most_tokens
 from codegen2_jax.data.span_records import Piece, infill_prompt, middle_prompt, restore
 from codegen2_jax.data.vocabulary import train_vocabulary
 from codegen2_jax.errors import UserError
-
-TEXT = "\n".join(Path(part.__file__).read_text(encoding="utf-8") for part in (json, json.decoder, json.encoder))
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    return train_codegen_vocabulary([TEXT], 1000, 400, tmp_path_factory.mktemp("vocabulary"))
-
 
 seeds = st.integers(0, 2**32)
 # Ids of text only; 0 is one of them, as "!" is in GPT-2's vocabulary.
@@ -252,8 +241,8 @@ def test_prefix_lm_of_causal_records(vocabulary):
     assert lone.bidirectional == 0 and lone.weights.all()
 
 
-def test_prefix_lm_ends_with_sep_or_mid(vocabulary):
-    piece = Piece(np.asarray(vocabulary.encode(TEXT[:400]), np.int32), False)
+def test_prefix_lm_ends_with_sep_or_mid(vocabulary, library_text):
+    piece = Piece(np.asarray(vocabulary.encode(library_text[:400]), np.int32), False)
     (spans,) = apply(PrefixLM(objective=SpanCorruption()), [piece], vocabulary)
     assert spans.tokens[spans.bidirectional - 1] == vocabulary.sep_id
     middle = PrefixLM(objective=PrefixSuffixMiddle(fim_rate=1.0))
@@ -382,8 +371,8 @@ def test_bad_knobs_are_errors(make, message):
         make()
 
 
-def test_a_vocabulary_without_the_control_tokens_is_an_error(vocabulary, tmp_path):
-    plain = train_vocabulary([TEXT], 400, 10, tmp_path)
+def test_a_vocabulary_without_the_control_tokens_is_an_error(vocabulary, tmp_path, library_text):
+    plain = train_vocabulary([library_text], 400, 10, tmp_path)
     for objective in (SpanCorruption(), Mixture(), UL2(), PrefixLM(objective=Mixture())):
         objective.check(vocabulary)
         with pytest.raises(UserError, match="has 10 masks and no sep_id and no eom_id: use CodeGen2's"):

@@ -1,13 +1,11 @@
 import json
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from codegen2_jax.data import cache
-from codegen2_jax.data.decoder_vocabularies import train_codegen_vocabulary
 from codegen2_jax.data.infilling import (
     UL2,
     CausalLM,
@@ -21,7 +19,6 @@ from codegen2_jax.data.packed_text import describe
 from codegen2_jax.data.span_records import restore
 from codegen2_jax.errors import UserError
 
-TEXT = "\n".join(Path(part.__file__).read_text(encoding="utf-8") for part in (json, json.decoder, json.encoder))
 SMALL = SpanCorruption(max_spans=4, min_file_tokens=8)
 KEYS = {
     "tokens_BT": "int32",
@@ -33,11 +30,6 @@ KEYS = {
     "task_B": "int32",
     "record_B": "int32",
 }
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    return train_codegen_vocabulary([TEXT], 1000, 400, tmp_path_factory.mktemp("vocabulary"))
 
 
 def make_documents(count, seed, longest=120):
