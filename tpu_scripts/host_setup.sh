@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Runs on every machine, sent there by setup.sh: mounts the storage, unpacks the source, installs it into ~/venv.
+# No Docker: uv brings its own Python 3.11. Nothing is done twice for the same source.
+#   bash host_setup.sh [--dry-run] EXTRAS STORAGE MOUNT
+set -euo pipefail
+case "${1:-}" in
+  --help | -h | "") sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+  --dry-run) shift && run() { echo "${@@Q}"; } ;;
+  *) run() { "$@"; } ;;
+esac
+extras="$1" storage="$2" mount="$3"
+cd "$HOME"
+
+install_gcsfuse() {
+  local keys=/usr/share/keyrings/cloud.google.asc list=/etc/apt/sources.list.d/gcsfuse.list
+  local url=https://packages.cloud.google.com
+  run sudo curl -fsS -o "$keys" "$url/apt/doc/apt-key.gpg"
+  run sudo sh -c "echo 'deb [signed-by=$keys] $url/apt gcsfuse-$(lsb_release -cs) main' > $list"
+  run sudo apt-get update && run sudo apt-get install -y gcsfuse
+}
+if [[ -n $storage ]] && ! mountpoint -q "$mount"; then
+  run sudo install -d -o "$(id -un)" "$mount"
+  if [[ $storage == gs://* ]]; then
+    command -v gcsfuse > /dev/null || install_gcsfuse
+    run gcsfuse --implicit-dirs "${storage#gs://}" "$mount"
+  else
+    command -v mount.nfs > /dev/null || run sudo apt-get install -y nfs-common
+    run sudo mount -t nfs "$storage" "$mount"
+  fi
+fi
+if kill -0 "$(cat .codegen2_jax_run/pid 2> /dev/null)" 2> /dev/null; then
+  echo "$(hostname): training runs, so its installation stays as it is." && exit 0
+fi
+stamp="$(sha256sum < codegen2_jax.tar.gz) $extras"
+if [[ $stamp == "$(cat venv/stamp 2> /dev/null)" ]]; then echo "$(hostname): this source is installed." && exit 0; fi
+command -v "$HOME/.local/bin/uv" > /dev/null || run sh -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'
+run mkdir -p codegen2_jax && run tar -xzf codegen2_jax.tar.gz -C codegen2_jax
+[[ -x venv/bin/python ]] || run .local/bin/uv venv --python 3.11 venv
+run .local/bin/uv pip install --python venv/bin/python -c codegen2_jax/constraints.txt -e "codegen2_jax[$extras]"
+run sh -c "echo '$stamp' > venv/stamp"
