@@ -11,9 +11,9 @@ while true; do
   now="$(state "")"
   case "$now" in
     ACTIVE) echo "$NAME is there." && break ;;
-    "") submit; asked=1 ;;
+    "") if ((asked)); then sleep "$POLL_SECONDS"; else submit; asked=1; fi ;; # a new one may be listed late
     FAILED) ((!asked)) || die "$NAME has failed: look at it, then choose another zone, topology or capacity."; remove ;;
-    SUSPENDED) echo "$NAME was preempted: asking for it again."; remove ;;
+    SUSPENDED) echo "$NAME was preempted: asking for it again."; remove; asked=0 ;;
     *) echo "$NAME: $now" && sleep "$POLL_SECONDS" ;;
   esac
   if [[ -n $DRY_RUN ]]; then break; fi

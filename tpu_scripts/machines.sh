@@ -8,7 +8,7 @@ export PROJECT="${PROJECT:-}" ZONE="${ZONE:-}" HOST="${HOST:-}" RESERVATION="${R
 export SOURCE="${SOURCE:-$here/..}" RESULTS="${RESULTS:-results}" CHECKPOINTS="${CHECKPOINTS:-0}"
 export POLL_SECONDS="${POLL_SECONDS:-30}" DISTRIBUTED=on MOUNT=/mnt/codegen2_jax
 [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "NAME=$NAME must be 1 to 40 of a-z, 0-9 and -, letter first."
-[[ -z $STORAGE || $STORAGE =~ ^gs://[^/]+$ || $STORAGE =~ ^[^:/]+:/ ]] ||
+[[ -z $STORAGE || $STORAGE =~ ^gs://[^/]+$ || $STORAGE =~ ^[^:/]+:/([^/]|$) ]] ||
   die "STORAGE=$STORAGE must be gs://BUCKET (the bucket's top) or SERVER:/EXPORT."
 [[ $CAPACITY =~ ^(spot|on-demand|reserved)$ ]] || die "CAPACITY=$CAPACITY must be spot, on-demand or reserved."
 row="$(awk -v name="$TOPOLOGY" '$1 == name' "$here/topologies.txt")"

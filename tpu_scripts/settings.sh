@@ -2,13 +2,14 @@
 # Settings, each a flag (--zone=Z) or an environment variable (ZONE); sourced by the scripts, does nothing by itself:
 #   ON, NAME     queued, group, host or gke; what everything that is made is called (default queued, codegen2)
 #   PROJECT, ZONE, TOPOLOGY   of Google Cloud; a topology is a row of topologies.txt (default v5p:4x4x4)
-#   CAPACITY     spot, on-demand or reserved (default spot); reserved on a group needs RESERVATION
+#   CAPACITY, RESERVATION   spot, on-demand or reserved (default spot), on a group with the reservation's name
 #   HOST         user@host for ssh, with --on=host; or the account on the machines of a group
 #   STORAGE      what outlives the machines and all of them mount: gs://BUCKET, or SERVER:/EXPORT of NFS
 #   MODEL_DIR    run directory on the machines (default: runs/NAME in that storage, or in the home on a host)
 #   SOURCE       a checkout of this repository (default: the one with these scripts); uncommitted edits go along
 #   EXTRAS, RESULTS, CHECKPOINTS   pip extras (tpu,seqio); where results go (results); 1 fetches checkpoints too
-#   IMAGE, SERVICE_ACCOUNT   of GKE pods; NODES, GPUS, SHELL_SETUP   of a Slurm job
+#   IMAGE, SERVICE_ACCOUNT      of GKE pods
+#   NODES, GPUS, SHELL_SETUP    of a Slurm job: nodes, GPUS of each (1, 8), and what to run before training
 #   POLL_SECONDS   between two looks at something that is awaited (default 30)
 set -euo pipefail
 shopt -s inherit_errexit # a failing $(...) fails too
