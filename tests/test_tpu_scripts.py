@@ -357,3 +357,259 @@ def test_results_come_from_the_bucket_or_from_a_machine(cloud):
     assert done.returncode == 0, done.stderr
     assert [path.name for path in Path(target).iterdir()] == ["scores.json"]
     assert "--worker=0" in cloud.calls[0] and "--exclude=./checkpoints" in cloud.calls[0][-1]
+
+
+# Instance groups
+
+
+def test_a_group_is_made_of_policy_template_and_machines(cloud):
+    listed = group("", "PROVISIONING", "RUNNING")
+    listed[0] = ("managed list ", "", "codegen2\n")
+    done = cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=listed, **CLOUD)
+    assert done.returncode == 0, done.stderr
+    policy, template, made = cloud.lines(CREATE)
+    assert "workload-policy codegen2" in policy and "--region=us-east5" in policy
+    assert "--type=HIGH_THROUGHPUT --accelerator-topology=4x4" in policy
+    assert "--machine-type=ct6e-standard-4t --provisioning-model=SPOT --instance-termination-action=STOP" in template
+    assert "--size=4 --template=codegen2 --default-action-on-vm-failure=do-nothing" in made
+    assert made.endswith("--workload-policy=projects/p/regions/us-east5/resourcePolicies/codegen2")
+    done = cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=group("RUNNING"), **CLOUD)
+    assert done.returncode == 0 and not cloud.lines(CREATE)
+
+
+def test_what_is_left_of_a_group_is_used_again(cloud):
+    rules = [("(policies|templates) list", "codegen2\n"), *group("RUNNING")]
+    rules[1] = ("managed list ", "", "codegen2\n")
+    cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=rules, **CLOUD)
+    assert len(cloud.lines(CREATE)) == len(cloud.lines("managed create")) == 1
+    rules = [("(policies|templates) list", ""), *group("RUNNING"), ("resource-policies create", ("no right", 1))]
+    rules[1] = ("managed list ", "")
+    done = cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=rules, **CLOUD)
+    assert done.returncode == 1 and not cloud.lines("(templates|managed) create")
+
+
+def test_a_group_that_lost_a_machine_is_made_again_and_resumes(cloud):
+    """The machines of one slice stop together; the exit code of one is 75, that of another is ssh's."""
+    # Looks at it: by create, by run after the fall, by create again; then, deleted, it is absent, made and there.
+    rules = [
+        *group("RUNNING", "TERMINATED", "TERMINATED", "RUNNING"),
+        ("(policies|templates) list", "codegen2\n"),
+        ("codegen2-1 .*host_train.sh wait", ("", 75), ""),
+        ("codegen2-2 .*host_train.sh wait", ("", 255), ""),
+    ]
+    rules[0] = ("managed list ", *["codegen2\n"] * 4, "", "codegen2\n")
+    done = cloud.run("run.sh", "--on=group", "--topology=v6e:4x4", *TRAIN, rules=rules, **CLOUD)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "exit code 75, machines SUSPENDED" in done.stdout
+    assert len(cloud.lines("managed delete codegen2")) == len(cloud.lines("managed create codegen2")) == 1
+    for step in ("start", "follow", "wait"):
+        machines = [call[3] for call in cloud.calls if call[-1].startswith(f"--command=bash host_train.sh {step}")]
+        assert sorted(machines) == sorted([f"codegen2-{number}" for number in range(4)] * 2)
+
+
+def test_deleting_a_group_leaves_nothing_and_deletes_nothing_twice(cloud):
+    everything = [(" list ", "codegen2\n")]
+    done = cloud.run("delete.sh", "--on=group", rules=everything, **CLOUD)
+    assert done.returncode == 0, done.stderr
+    kinds = [" ".join(call[2 : call.index("delete")]) for call in cloud.calls if "delete" in call]
+    assert kinds == ["instance-groups managed", "instance-templates", "resource-policies"]
+    done = cloud.run("delete.sh", "--on=group", rules=[(" list ", "")], **CLOUD)
+    assert done.returncode == 0 and not cloud.lines("delete")
+    done = cloud.run("delete.sh", "--on=group", rules=[("managed delete", ("", 1)), *everything], **CLOUD)
+    assert done.returncode == 1 and not cloud.lines("templates delete")
+
+
+# One host
+
+
+def test_a_host_is_set_up_and_trains_without_machines_to_make(cloud):
+    done = cloud.run("run.sh", "--on=host", "--host=me@gpu", *TRAIN, rules=[(WAIT, ("", 75), "")])
+    assert done.returncode == 0, done.stderr
+    assert {call[0] for call in cloud.calls} == {"ssh", "rsync"}
+    assert cloud.calls[0][-1] == "me@gpu:" and cloud.calls[0][-2].endswith("host_train.sh")
+    assert cloud.calls[1] == ["ssh", "me@gpu", "bash host_setup.sh 'cuda,seqio' '' /mnt/codegen2_jax"]
+    starts = cloud.lines("host_train.sh start")
+    assert len(starts) == 2 and "'--distributed=off' '--model_dir=runs/codegen2'" in starts[0]
+    done = cloud.run("run.sh", "--on=host", "--host=me@gpu", *TRAIN, rules=[(WAIT, ("", 4))])
+    assert "exit code 4" in one_line_error(done, 4)
+
+
+def machine(cloud, *lines):
+    """A home with a fake interpreter: a shell script of these lines."""
+    python = cloud.folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text("\n".join(["#!/bin/bash", 'echo "$@" >> "$HOME/started"', *lines, ""]))
+    python.chmod(0o755)
+
+
+def test_training_on_a_machine_outlives_its_starter_and_keeps_its_exit_code(cloud):
+    machine(cloud, "echo step 1", "while [ ! -f $HOME/go ]; do sleep 0.02; done", "echo step 2", "exit 3")
+    done = cloud.run("host_train.sh", "start", "--gin_file=a b.gin")
+    assert done.returncode == 0 and "training started" in done.stdout
+    assert "runs already" in cloud.run("host_train.sh", "start", "--gin_file=a b.gin").stdout
+    assert "training runs" in cloud.run("host_setup.sh", "tpu", "", "/mnt").stdout
+    (cloud.folder / "go").touch()
+    assert cloud.run("host_train.sh", "follow").stdout == "step 1\nstep 2\n"
+    assert cloud.run("host_train.sh", "wait").returncode == 3
+    assert (cloud.folder / "started").read_text() == "-u -m codegen2_jax.train --gin_file=a b.gin\n"
+    machine(cloud, "echo again")
+    assert cloud.run("host_train.sh", "start").returncode == 0
+    assert cloud.run("host_train.sh", "wait").returncode == 0
+    logs = sorted(path.read_text() for path in (cloud.folder / ".codegen2_jax_run").glob("log*"))
+    assert logs == ["again\n", "step 1\nstep 2\n"]  # the log of a run before is kept
+
+
+def test_a_machine_that_shuts_down_leaves_the_exit_code_of_a_saved_run(cloud):
+    machine(cloud, "trap 'sleep 0.1; exit 75' TERM", "echo ready", "while true; do sleep 0.02; done")
+    cloud.run("host_train.sh", "start")
+    log, pid = cloud.folder / ".codegen2_jax_run/log", int((cloud.folder / ".codegen2_jax_run/pid").read_text())
+    deadline = time.monotonic() + 30
+    while "ready" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(pid, signal.SIGTERM)
+    assert cloud.run("host_train.sh", "wait").returncode == 75
+    (cloud.folder / ".codegen2_jax_run/code").unlink()  # killed, or started anew: it wrote none
+    assert cloud.run("host_train.sh", "wait").returncode == 137
+    assert "nothing was started" in one_line_error(cloud.run("host_train.sh", "follow", HOME=str(cloud.folder / "bin")))
+
+
+def test_a_machine_is_set_up_once(cloud):
+    uv = cloud.folder / ".local" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    shutil.copy(cloud.folder / "bin" / "uv", uv)
+    checkout = cloud.folder / "checkout"
+    subprocess.run(["tar", "-czf", cloud.folder / "codegen2_jax.tar.gz", "-C", checkout, "file"], check=True)
+    machine(cloud)
+    absent = [("mountpoint", ("", 1))]
+    done = cloud.run("host_setup.sh", "tpu,seqio", "gs://bucket", "/mnt/x", rules=absent)
+    assert done.returncode == 0, done.stderr
+    assert cloud.lines("^gcsfuse") == ["gcsfuse --implicit-dirs bucket /mnt/x"]
+    (install,) = cloud.lines("^uv pip install")
+    assert "-c codegen2_jax/constraints.txt -e codegen2_jax[tpu,seqio]" in install and not cloud.lines("^curl")
+    assert (cloud.folder / "codegen2_jax" / "file").is_file()
+    done = cloud.run("host_setup.sh", "tpu,seqio", "gs://bucket", "/mnt/x", rules=[("mountpoint", "")])
+    assert done.returncode == 0 and [call[0] for call in cloud.calls] == ["mountpoint"]
+    cloud.run("host_setup.sh", "tpu", "10.0.0.2:/vol", "/mnt/x", rules=absent)  # other extras, other storage
+    assert cloud.lines("sudo mount -t nfs 10.0.0.2:/vol /mnt/x") and cloud.lines("uv pip install")
+    done = cloud.run("host_setup.sh", "gguf", "", "/mnt/x", rules=[("uv pip install", ("", 1))])
+    assert done.returncode == 1
+    cloud.run("host_setup.sh", "gguf", "", "/mnt/x")
+    assert cloud.lines("uv pip install")  # what failed is tried again
+
+
+# GKE, Slurm, SkyPilot
+
+
+def pod(jobset):
+    (job,) = jobset["spec"]["replicatedJobs"]
+    return job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+
+
+def test_the_jobset_runs_as_it_stands_and_restarts_what_was_preempted():
+    yaml = pytest.importorskip("yaml")
+    jobset = yaml.safe_load((SCRIPTS / "gke_jobset.yaml").read_text(encoding="utf-8"))
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "multislice-queue"}
+    job, spec = pod(jobset)
+    assert job["parallelism"] == job["completions"] == 16 and job["backoffLimit"] == 0
+    assert spec["restartPolicy"] == "Never"  # JobSet restarts all pods, never Kubernetes one
+    # An exit code that no restart mends fails the job for the reason that fails the set; every other restarts it.
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "In"
+    assert rule["onExitCodes"]["containerName"] == spec["containers"][0]["name"]
+    from codegen2_jax import errors
+
+    hopeless = (errors.UserError, errors.NoValidCheckpointError, errors.NonFiniteError)
+    assert rule["onExitCodes"]["values"] == [error.exit_code for error in hopeless]
+    assert errors.PreemptedError.exit_code == 75
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 0
+    assert [(one["action"], one["onJobFailureReasons"]) for one in policy["rules"]] == [
+        ("FailJobSet", ["PodFailurePolicy"])
+    ]
+    (container,) = spec["containers"]
+    assert container["command"][-2:] == ["codegen2_jax.train", "--distributed=on"]
+    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+    (mount,), (volume,) = container["volumeMounts"], spec["volumes"]
+    assert mount["name"] == volume["name"] and container["args"][0].startswith(f"--model_dir={mount['mountPath']}/")
+
+
+def test_gke_run_fills_in_the_jobset_and_follows_it(cloud):
+    yaml = pytest.importorskip("yaml")
+    arguments = ("--image=img@sha256:0", "--topology=v6e:4x4", "--name=run-7", "--service_account=trainer", *TRAIN)
+    done = cloud.run("gke_run.sh", "--dry-run", *arguments, **CLOUD)
+    jobset = yaml.safe_load(done.stdout.split("\nkubectl apply")[0])
+    job, spec = pod(jobset)
+    (container,) = spec["containers"]
+    assert jobset["metadata"]["name"] == "run-7" and job["parallelism"] == job["completions"] == 4
+    labels = {"cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice", "cloud.google.com/gke-tpu-topology": "4x4"}
+    assert spec["nodeSelector"] == labels and spec["serviceAccountName"] == "trainer"
+    assert container["image"] == "img@sha256:0"
+    assert container["args"] == ["--model_dir=/mnt/codegen2_jax/runs/run-7", *TRAIN[1:]]
+    assert spec["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bucket"
+
+    state = "jsonpath={.status.terminalState}"
+    done = cloud.run("gke_run.sh", *arguments, rules=[(state, "", "", "", "Completed")], **CLOUD)
+    assert done.returncode == 0 and len(cloud.lines("kubectl apply -f")) == 1, done.stderr
+    assert len(cloud.lines("kubectl logs")) == 2 and not cloud.lines("delete")  # a restart in between
+    done = cloud.run("gke_run.sh", *arguments, rules=[(state, "Failed", "", "Failed")], **CLOUD)
+    assert done.returncode == 1 and [call[1] for call in cloud.calls if call[1] in ("apply", "delete")] == [
+        "delete",
+        "apply",
+    ]
+    done = cloud.run("gke_run.sh", *arguments, rules=[("apply", ("", 1))], **CLOUD)
+    assert done.returncode == 1 and not cloud.lines("kubectl logs")
+    done = cloud.run("delete.sh", "--on=gke", "--name=run-7", rules=[("get jobset", "jobset/run-7")])
+    assert done.returncode == 0 and cloud.lines("kubectl delete jobset run-7")
+    done = cloud.run("delete.sh", "--on=gke", rules=[("get jobset", "")])
+    assert "nothing to delete" in done.stdout and not cloud.lines("delete")
+
+
+def test_slurm_submits_once_and_queues_a_preempted_job_again(cloud):
+    done = cloud.run("slurm_run.sh", "--nodes=2", *TRAIN, rules=[("squeue", "")])
+    assert done.returncode == 0, done.stderr
+    (submitted,) = [call for call in cloud.calls if call[0] == "sbatch"]
+    assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--job-name=codegen2"} <= set(submitted)
+    assert submitted[-4:] == [str(SCRIPTS / "slurm_run.sh"), *TRAIN]
+    done = cloud.run("slurm_run.sh", *TRAIN, rules=[("squeue", "17 RUNNING\n")])
+    assert "job 17 RUNNING" in done.stdout and not cloud.lines("sbatch")
+    done = cloud.run("slurm_run.sh", *TRAIN, rules=[("squeue", ("", 1))])
+    assert done.returncode == 1 and not cloud.lines("sbatch")
+
+    # The job itself runs from a copy in Slurm's spool.
+    (cloud.folder / "spool").mkdir()
+    shutil.copy(SCRIPTS / "slurm_run.sh", cloud.folder / "spool" / "slurm_script")
+    job = {"SLURM_JOB_ID": "17", "TPU_SCRIPTS": str(SCRIPTS), "SHELL_SETUP": "export MODULES=cuda"}
+    for code, requeued in ((75, True), (0, False), (2, False)):
+        done = cloud.run(cloud.folder / "spool" / "slurm_script", *TRAIN, rules=[("srun", ("", code))], **job)
+        assert done.returncode == code, done.stderr
+        (srun,) = [call for call in cloud.calls if call[0] == "srun"]
+        assert srun[-4:] == ["--distributed=on", "--model_dir=runs/codegen2", *TRAIN[1:]]
+        assert cloud.lines("scontrol") == (["scontrol requeue 17"] if requeued else [])
+    options = [line for line in (SCRIPTS / "slurm_run.sh").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert {"#SBATCH --requeue", "#SBATCH --open-mode=append"} < set(options)
+
+
+def test_skypilot_launches_once_and_recovers_what_was_preempted(cloud):
+    yaml = pytest.importorskip("yaml")
+    done = cloud.run("sky_run.sh", *TRAIN, rules=[("queue", "ID NAME STATUS\n1 codegen2-old RUNNING\n")], **CLOUD)
+    assert done.returncode == 0, done.stderr
+    launched = cloud.calls[-1]
+    assert launched[:4] == ["sky", "jobs", "launch", "--yes"] and launched[-1] == "tpu_scripts/sky.yaml"
+    (given,) = [word.removeprefix("ARGUMENTS=") for word in launched if word.startswith("ARGUMENTS=")]
+    task = yaml.safe_load((SCRIPTS / "sky.yaml").read_text(encoding="utf-8"))
+    assert task["resources"]["use_spot"] and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert set(task["envs"]) == {word.split("=")[0] for word in launched if re.match("[A-Z]+=", word)}
+    machine(cloud, 'printf "%s\\n" "${@: -2}"')
+    ran = subprocess.run(
+        ["bash", "-c", task["run"]],
+        env=cloud.variables | {"ARGUMENTS": given, "NAME": "n"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.splitlines() == list(TRAIN[1:])
+    done = cloud.run("sky_run.sh", *TRAIN, rules=[("queue", "1 codegen2 RUNNING\n")], **CLOUD)
+    assert done.returncode == 0 and "is under way" in done.stdout and not cloud.lines("launch")
+    done = cloud.run("sky_run.sh", *TRAIN, rules=[("queue", ("", 1))], **CLOUD)
+    assert done.returncode == 1 and not cloud.lines("launch")

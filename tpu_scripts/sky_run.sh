@@ -12,7 +12,7 @@ need STORAGE
 
 queue=""
 if [[ -z $DRY_RUN ]]; then queue="$(sky jobs queue --skip-finished)"; fi
-if grep -qwF -- "$NAME" <<< "$queue"; then
+if grep -qxF -- "$NAME" <<< "${queue//[[:space:]]/$'\n'}"; then # a word of the table
   echo "$NAME is under way: sky jobs logs --name $NAME follows it." && exit 0
 fi
 cd "$here/.." # the working directory is what SkyPilot uploads
