@@ -1,6 +1,6 @@
 """Caches SeqIO tasks as ArrayRecord files, which training and evaluation read without TensorFlow.
 
-python -m codegen2_jax.cache_tasks --stream=pytask_cl --cache_dir=cache
+python -m codegen2_jax.cache_tasks --stream=pytask_cl --cache_dir=cache [--beam='--direct_num_workers=8']
 """
 
 import json
@@ -19,9 +19,10 @@ def _cache(argv: list[str]) -> None:
     parser.add_argument("--cache_dir", default="cache", help="one folder per task is made here (default: cache)")
     packaged = Path(__file__).parent / "pretrained" / "nano_t5"
     parser.add_argument("--vocabulary", default=str(packaged), help="directory of the vocabulary (default: nano_t5's)")
+    parser.add_argument("--beam", nargs="?", const="", metavar="OPTIONS", help="run on Apache Beam, with its OPTIONS")
     modules = "tasks.pytask_cl,tasks.codetask_cl,tasks.documents"
     parser.add_argument("--task_modules", default=modules, help=f"modules that register tasks (default: {modules})")
-    parser.add_argument("--report", help="file for the outcome as JSON, read by the command that started this one")
+    parser.add_argument("--report", help="file for the outcome as JSON, for the command that started this one")
     arguments = parser.parse_args(argv)
     error = None
     try:
@@ -32,7 +33,7 @@ def _cache(argv: list[str]) -> None:
             cache_dir=arguments.cache_dir,
             vocabulary_dir=arguments.vocabulary,
             task_modules=arguments.task_modules.split(","),
-            progress=lambda line: print(line, flush=True),
+            beam=arguments.beam,
         )
         print(cache_writing.table(infos))
     except UserError as fault:
@@ -49,11 +50,10 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = 1
     try:
         exit_code = main(sys.argv[1:])
     except Exception:
-        traceback.print_exc()
+        exit_code = traceback.print_exc() or 1
     # TensorFlow may hang when the interpreter takes its threads down: leave without that.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -311,7 +311,8 @@ WAIT = "host_train.sh wait"
 
 def test_a_preempted_run_is_made_again_and_resumes(cloud):
     """Exit code 75 with the machines gone, then the connection lost with them, then the end."""
-    states = (QUEUED, "ACTIVE\n", "SUSPENDED\n", "SUSPENDED\n", "", "ACTIVE\n", "SUSPENDED\n", "SUSPENDED\n", "", "ACTIVE\n")
+    fall = ("SUSPENDED\n", "SUSPENDED\n", "", "ACTIVE\n")
+    states = (QUEUED, "ACTIVE\n", *fall, *fall)
     done = cloud.run("run.sh", *TRAIN, rules=[states, (WAIT, ("", 75), ("", 255), ("", 0))], **CLOUD)
     assert done.returncode == 0, done.stderr
     assert len(cloud.lines("queued-resources delete")) == len(cloud.lines("queued-resources create")) == 2
@@ -342,7 +343,7 @@ def test_results_come_from_the_bucket_or_from_a_machine(cloud):
     done = cloud.run("fetch.sh", **CLOUD)
     assert done.returncode == 0, done.stderr
     target = str(cloud.folder / "results" / "codegen2")
-    rsync = ["gcloud", "storage", "rsync", "--recursive", "--exclude=checkpoints/.*", "gs://bucket/runs/codegen2", target]
+    rsync = "gcloud storage rsync --recursive --exclude=checkpoints/.* gs://bucket/runs/codegen2".split() + [target]
     assert cloud.calls == [rsync]
     cloud.run("fetch.sh", "--checkpoints=1", **CLOUD)
     assert cloud.calls == [[word for word in rsync if "exclude" not in word]]

@@ -7,6 +7,7 @@ by one rename, so a reader never sees half of it.
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -54,23 +55,37 @@ def write_split(
     Raises UserError when there is none.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    lengths, parts, writer = [], [], None
-    for number, record in enumerate(records):
-        if number % records_per_shard == 0:
-            if writer is not None:
-                writer.close()
-            parts.append(directory / f"{split}.part{len(parts)}")
-            writer = array_record_module.ArrayRecordWriter(str(parts[-1]), _WRITER_OPTIONS)
+    records, parts, lengths = iter(records), [], []
+    for first in records:
+        parts.append(directory / f"{split}.part{len(parts)}")
+        lengths += write_part(parts[-1], itertools.chain([first], itertools.islice(records, records_per_shard - 1)))
+    return finish_split(directory, split, parts, lengths)
+
+
+def write_part(path: Path, records: Iterable[Mapping]) -> list[tuple[int, int]]:
+    """Writes one shard under a passing name; returns the source and target length of every record."""
+    writer, lengths = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS), []
+    for record in records:
         writer.write(pack(record))
         lengths.append((len(record.get("inputs", ())), len(record["targets"])))
-    if writer is None:
-        raise UserError(f"split {split!r} has no usable record; check the task's source and its rejected rows.")
     writer.close()
+    return lengths
+
+
+def finish_split(
+    directory: Path, split: str, parts: Sequence[Path], lengths: Sequence, digests: Sequence[str] | None = None
+) -> dict:
+    """Gives the parts of a split, all there and in order, their names; returns the split's entry in `info["splits"]`.
+
+    `lengths` are those of all records, [N, 2]; `digests` the parts' sha256, taken here where they are not given.
+    """
+    if not parts:
+        raise UserError(f"split {split!r} has no usable record; check the task's source and its rejected rows.")
     shards = {}
     for number, part in enumerate(parts):
         shard = directory / f"{split}-{number:05d}-of-{len(parts):05d}.array_record"
         part.rename(shard)
-        shards[shard.name] = file_sha256(shard)
+        shards[shard.name] = file_sha256(shard) if digests is None else digests[number]
     lengths_file = directory / f"{split}-lengths.npy"
     np.save(lengths_file, np.asarray(lengths, "<i4"))
     shards[lengths_file.name] = file_sha256(lengths_file)

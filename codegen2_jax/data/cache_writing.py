@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +28,20 @@ WORK_VARIABLE = "CODEGEN2_JAX_CACHE_WORK"
 """Where a task's source finds a folder for what a run that goes on after a killed one need not do again."""
 
 MAX_REJECTED_LISTED = 100
+NO_TARGET = "the target is empty"
+"""The fault that is none where no example of the split has a target (a test split without references)."""
+
+RECORD_FIELDS = frozenset(
+    ["id", "bytes", *(f"{side}{kind}" for side in ("inputs", "targets") for kind in ("", "_text", "_pretokenized"))]
+)
+"""What a record is made of; whatever else a task's examples hold is not cached."""
+
 _PROGRESS_SECONDS = 5.0
 _READ_TOGETHER = 256
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def build(
@@ -37,18 +50,26 @@ def build(
     cache_dir: str | Path,
     vocabulary_dir: str | Path,
     task_modules: Sequence[str],
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = _say,
+    beam: str | None = None,
 ) -> dict[str, dict]:
     """Imports the task modules, caches the tasks behind `names` that have no current cache, returns {task: info}.
+
+    With `beam`, the options of a pipeline ("" for Beam's own defaults), Apache Beam makes the records.
 
     A task module registers its tasks on import; `STREAMS` maps stream names to tuples of task names, and
     `provenance(task, split)`, where there is one, tells sources, licence, settings, counts and the task's tag.
     """
+    write_split = None
+    if beam is not None:
+        from codegen2_jax.data import beam_caching
+
+        write_split = beam_caching.split_writer(beam, tuple(task_modules))
     cache_dir = Path(cache_dir).absolute()
     cache_dir.mkdir(parents=True, exist_ok=True)
     os.environ[VOCABULARY_VARIABLE] = str(Path(vocabulary_dir).absolute())
     vocabulary = Vocabulary.from_directory(vocabulary_dir)
-    streams, homes = _import_tasks(task_modules)
+    streams, homes = import_tasks(task_modules)
     tasks = [task for name in names for task in streams.get(name, (name,))]
     unknown = [task for task in tasks if task not in homes]
     if unknown:
@@ -76,6 +97,7 @@ def build(
                 provenance=getattr(module, "provenance", None),
                 module_sources={module.__file__: cache.file_sha256(Path(module.__file__))},
                 progress=progress,
+                write_split=write_split,
             )
     with _locked(cache_dir / ".streams.lock"):
         path = cache_dir / cache.STREAMS_FILE
@@ -87,7 +109,7 @@ def build(
     return infos
 
 
-def _import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], dict]:
+def import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], dict]:
     """({stream: task names}, {task: the module that registered it}) of freshly imported modules."""
     missing = [name for name in task_modules if not _can_be_imported(name)]
     if missing:
@@ -122,12 +144,14 @@ def write_task(
     provenance: Callable[[str, str], Mapping] | None = None,
     module_sources: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    write_split: Callable | None = None,
 ) -> dict:
     """Runs a `seqio.Task` once over all its splits, writes its cache directory and returns its info.
 
     `provenance(task name, split)` is asked after the split was read. `module_sources` {path: sha256} are the files that
     define the task. The directory takes its place by a rename, when it is complete. A source with many shards and a
-    `shard_identity(split, number)` is resumed: shards that a killed run has finished are not made again.
+    `shard_identity(split, number)` is resumed: shards that a killed run has finished are not made again. `write_split`,
+    where given, writes a split in place of this process: see `cache_stages.write_split`.
     """
     for name, feature in task.output_features.items():
         if getattr(feature.vocabulary, "digest", None) != vocabulary.digest:
@@ -158,13 +182,17 @@ def write_task(
         "sources": dict(module_sources or {}),
     }
     for split in task.splits:
-        reading = _Reading(f"{task.name}/{split}", vocabulary, progress)
         made_from = json.dumps([vocabulary.digest, module_sources, split])
-        entry = cache.write_split(temporary, split, reading.records(_examples(task, split, work, made_from, progress)))
+        if write_split is None:
+            reading = Reading(f"{task.name}/{split}", vocabulary, progress)
+            examples = _examples(task, split, work, made_from, progress)
+            entry = cache.write_split(temporary, split, reading.records(examples))
+        else:
+            entry, reading = write_split(task, split, temporary, work, made_from, progress)
         facts = provenance(task.name, split) if provenance else {}
         rejected = [*facts.get("rejected", ()), *reading.rejected]
         # A source that leaves out millions lists the first of them and counts the rest.
-        num_rejected = facts.get("rejected_count", len(facts.get("rejected", ()))) + len(reading.rejected)
+        num_rejected = facts.get("rejected_count", len(facts.get("rejected", ()))) + reading.num_rejected
         lengths = np.load(temporary / f"{split}-lengths.npy")
         info["splits"][split] = entry | {
             "tokens": lengths.sum(axis=0, dtype=np.int64).tolist(),
@@ -202,28 +230,45 @@ def _examples(task, split: str, work: Path, made_from: str, progress: Callable[[
     if len(shards) < 2:
         yield from task.get_dataset(sequence_length=None, split=split, shuffle=False).as_numpy_iterator()
         return
-    import seqio
-
     for number in range(len(shards)):
-        identity = f"{made_from} {task.source.shard_identity(split, number)}"
-        path = work / f"{hashlib.sha256(identity.encode('utf-8')).hexdigest()[:32]}.array_record"
+        path = shard_path(task, split, number, work, made_from)
         if path.is_file():
             progress(f"{task.name}/{split}: shard {number + 1} of {len(shards)} was there already")
         else:
-            part = path.with_suffix(".writing")
-            writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1,uncompressed")
-            info = seqio.ShardInfo(number, len(shards))
-            dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, shard_info=info)
-            for example in dataset.as_numpy_iterator():
-                writer.write(cache.pack({name: _plain(value) for name, value in example.items()}))
-            writer.close()
-            part.rename(path)
+            make_shard(task, split, number, len(shards), path)
             progress(f"{task.name}/{split}: shard {number + 1} of {len(shards)} is done")
-        reader = array_record_module.ArrayRecordReader(str(path))
-        for place in range(0, reader.num_records(), _READ_TOGETHER):
-            for data in reader.read(list(range(place, min(place + _READ_TOGETHER, reader.num_records())))):
-                yield cache.unpack(data)
-        reader.close()
+        yield from read_shard(path)
+
+
+def shard_path(task, split: str, number: int, work: Path, made_from: str) -> Path:
+    """The file that a source's shard goes through; its name stands for all that decides what is in it."""
+    identity = f"{made_from} {task.source.shard_identity(split, number)}"
+    return work / f"{hashlib.sha256(identity.encode('utf-8')).hexdigest()[:32]}.array_record"
+
+
+def make_shard(task, split: str, number: int, num_shards: int, path: Path) -> int:
+    """Writes the examples of a source's shard to `path`, which appears when it is complete; returns their number."""
+    import seqio
+
+    part = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.writing")
+    writer, count = array_record_module.ArrayRecordWriter(str(part), "group_size:1,uncompressed"), 0
+    info = seqio.ShardInfo(number, num_shards) if num_shards > 1 else None
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, shard_info=info)
+    for example in dataset.as_numpy_iterator():
+        writer.write(cache.pack({name: _plain(value) for name, value in example.items() if name in RECORD_FIELDS}))
+        count += 1
+    writer.close()
+    part.rename(path)
+    return count
+
+
+def read_shard(path: Path) -> Iterator[dict]:
+    """The examples that `make_shard` wrote, in order."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    for place in range(0, reader.num_records(), _READ_TOGETHER):
+        for data in reader.read(list(range(place, min(place + _READ_TOGETHER, reader.num_records())))):
+            yield cache.unpack(data)
+    reader.close()
 
 
 def _plain(value):
@@ -245,12 +290,13 @@ def table(infos: Mapping[str, Mapping]) -> str:
     return "\n".join("  ".join(map(lambda side, cell, w: side(cell, w), sides, row, widths)) for row in rows)
 
 
-class _Reading:
+class Reading:
     """Turns a task's examples into records, and counts what was cut and what was rejected."""
 
     def __init__(self, name: str, vocabulary: Vocabulary, progress: Callable[[str], None]):
         self.name, self.vocabulary, self.progress = name, vocabulary, progress
         self.rejected: list[dict] = []
+        self.num_rejected = 0
         self.truncated = {"inputs": 0, "targets": 0}
         self.tokens_cut = {"inputs": 0, "targets": 0}
         self.has_targets = False
@@ -264,31 +310,37 @@ class _Reading:
         seen, without_targets = set(), []
         started = reported = time.monotonic()
         for number, example in enumerate(examples):
-            record = self._record(example, number)
-            wrapping = 2 if self._is_wrapped(record) else 0
-            if record["id"] in seen:
-                self._reject(record, number, "the id occurs twice")
-            elif "inputs" in record and len(record["inputs"]) <= wrapping:
-                self._reject(record, number, "the input is empty")
-            elif len(record["targets"]) > wrapping:
+            record = self.record(example, number)
+            fault, wrapping = self.fault(record, record["id"] in seen)
+            if not fault:
                 if not self.has_targets:
                     self.has_targets = True
                     for early, at in without_targets:
-                        self._reject(early, at, "the target is empty")
-                yield self._count_cut(record, wrapping)
-            elif self.has_targets:
-                self._reject(record, number, "the target is empty")
-            else:
+                        self._reject(early, at, NO_TARGET)
+                yield self.count_cut(record, wrapping)
+            elif fault == NO_TARGET and not self.has_targets:
                 without_targets.append((record, number))
+            else:
+                self._reject(record, number, fault)
             seen.add(record["id"])
             if time.monotonic() - reported > _PROGRESS_SECONDS:
                 reported = time.monotonic()
                 self.progress(f"{self.name}: {number + 1} examples, {(number + 1) / (reported - started):.0f} a second")
         if not self.has_targets:
             for record, _ in without_targets:
-                yield self._count_cut(record, 2)
+                yield self.count_cut(record, 2)
 
-    def _record(self, example: Mapping, number: int) -> dict:
+    def fault(self, record: Mapping, is_repetition: bool) -> tuple[str, int]:
+        """(what is wrong with a record, or ""; how many tokens of it are begin and end tokens)."""
+        wrapping = 2 if self._is_wrapped(record) else 0
+        if is_repetition:
+            return "the id occurs twice", wrapping
+        if "inputs" in record and len(record["inputs"]) <= wrapping:
+            return "the input is empty", wrapping
+        return "" if len(record["targets"]) > wrapping else NO_TARGET, wrapping
+
+    def record(self, example: Mapping, number: int) -> dict:
+        """What the cache keeps of the task's example `number`."""
         record = {"id": _text(example.get("id", f"{self.name}/{number}"))}
         if "bytes" in example:  # of the text before tokenisation, in UTF-8: for losses in bits per byte
             record["bytes"] = int(example["bytes"])
@@ -317,7 +369,7 @@ class _Reading:
             raise UserError(f"{record['id']}: some sequences of {self.name} are wrapped as <s> ... </s>, some are not.")
         return self.wrapped
 
-    def _count_cut(self, record: dict, wrapping: int) -> dict:
+    def count_cut(self, record: dict, wrapping: int) -> dict:
         """The task cuts; how much it cut is the length of the whole text's tokens less what is left."""
         for side in ("inputs", "targets"):
             if wrapping and f"{side}_text" in record:
@@ -328,6 +380,7 @@ class _Reading:
 
     def _reject(self, record: Mapping, number: int, reason: str) -> None:
         self.rejected.append({"file": record["id"], "line": number, "reason": reason})
+        self.num_rejected += 1
 
 
 def _text(value: bytes | str) -> str:
