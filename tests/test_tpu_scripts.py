@@ -296,11 +296,13 @@ def test_a_run_starts_on_all_follows_one_and_waits_for_all(cloud):
     assert done.returncode == 0, done.stderr
     steps = [call for call in cloud.calls if call[4] == "ssh"]
     commands = [call[-1].removeprefix("--command=") for call in steps]
-    assert [command.split()[1] for command in commands] == ["host_setup.sh"] + ["host_train.sh"] * 3
+    scripts = [re.search(r"bash (\S+)", command)[1] for command in commands]
+    assert scripts == ["host_setup.sh"] + ["host_train.sh"] * 3
     assert commands[0].split()[2:] == ["'tpu,seqio'", "'gs://bucket'", "/mnt/codegen2_jax"]
     assert [call[-2] for call in steps[1:]] == ["--worker=all", "--worker=0", "--worker=all"]
     parsed = subprocess.run(["bash", "-c", f"printf '%s\\n' {commands[1]}"], capture_output=True, text=True, check=True)
-    words = parsed.stdout.splitlines()[2:]
+    assert parsed.stdout.splitlines()[:3] == ["CODEGEN2_JAX_CACHE=/mnt/codegen2_jax/cache", "bash", "host_train.sh"]
+    words = parsed.stdout.splitlines()[3:]
     model_dir = "--model_dir=/mnt/codegen2_jax/runs/codegen2"
     assert words == ["start", "--distributed=on", model_dir, *TRAIN[1:]]
     assert not cloud.lines(CREATE)
@@ -404,7 +406,7 @@ def test_a_group_that_lost_a_machine_is_made_again_and_resumes(cloud):
     assert "exit code 75, machines SUSPENDED" in done.stdout
     assert len(cloud.lines("managed delete codegen2")) == len(cloud.lines("managed create codegen2")) == 1
     for step in ("start", "follow", "wait"):
-        machines = [call[3] for call in cloud.calls if call[-1].startswith(f"--command=bash host_train.sh {step}")]
+        machines = [call[3] for call in cloud.calls if f"bash host_train.sh {step}" in call[-1]]
         assert sorted(machines) == sorted([f"codegen2-{number}" for number in range(4)] * 2)
 
 

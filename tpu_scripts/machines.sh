@@ -19,9 +19,10 @@ read -r _ accelerator_type runtime_version machines machine_type gke_accelerator
 if [[ $ON == host ]]; then
   need HOST
   export EXTRAS="${EXTRAS:-cuda,seqio}" MODEL_DIR="${MODEL_DIR:-runs/$NAME}" DISTRIBUTED=off
+  export CACHE="${CACHE:-.cache/codegen2_jax}"
 elif [[ $ON != gke ]]; then
   need PROJECT ZONE
 fi
-export EXTRAS="${EXTRAS:-tpu,seqio}" MODEL_DIR="${MODEL_DIR:-$MOUNT/runs/$NAME}"
+export EXTRAS="${EXTRAS:-tpu,seqio}" MODEL_DIR="${MODEL_DIR:-$MOUNT/runs/$NAME}" CACHE="${CACHE:-$MOUNT/cache}"
 # shellcheck source=/dev/null
 source "$here/on/$ON.sh"

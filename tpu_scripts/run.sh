@@ -14,7 +14,8 @@ lost=0
 while true; do
   "$here/create.sh"
   code=0
-  { "$here/setup.sh" && remote all "bash host_train.sh start ${arguments[*]@Q}" &&
+  { "$here/setup.sh" &&
+    remote all "CODEGEN2_JAX_CACHE=${CACHE@Q} bash host_train.sh start ${arguments[*]@Q}" &&
     remote "$log_on" "bash host_train.sh follow" && remote all "bash host_train.sh wait"; } || code=$?
   if [[ $code == 0 || -n $DRY_RUN ]]; then exit "$code"; fi
   now="$(state ACTIVE)"

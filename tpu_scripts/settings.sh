@@ -5,7 +5,7 @@
 #   CAPACITY, RESERVATION   spot, on-demand or reserved (default spot), on a group with the reservation's name
 #   HOST         user@host for ssh, with --on=host; or the account on the machines of a group
 #   STORAGE      what outlives the machines and all of them mount: gs://BUCKET, or SERVER:/EXPORT of NFS
-#   MODEL_DIR    run directory on the machines (default: runs/NAME in that storage, or in the home on a host)
+#   MODEL_DIR, CACHE   on the machines: runs/NAME and cache in that storage, or on a host in the home
 #   SOURCE       a checkout of this repository (default: the one with these scripts); uncommitted edits go along
 #   EXTRAS, RESULTS, CHECKPOINTS   pip extras (tpu,seqio); where results go (results); 1 fetches checkpoints too
 #   IMAGE, SERVICE_ACCOUNT      of GKE pods
