@@ -55,10 +55,7 @@ class Worker(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def _worker(task: str, task_modules: tuple[str, ...], vocabulary: str) -> Worker:
-    cache_writing.import_tasks(task_modules)
-    import seqio
-
-    return Worker(seqio.TaskRegistry.get(task), Vocabulary.from_directory(vocabulary))
+    return Worker(cache_writing.task_of(task, task_modules), Vocabulary.from_directory(vocabulary))
 
 
 def make(split: Split, number: int) -> int:

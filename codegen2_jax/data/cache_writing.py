@@ -69,7 +69,7 @@ def build(
     cache_dir.mkdir(parents=True, exist_ok=True)
     os.environ[VOCABULARY_VARIABLE] = str(Path(vocabulary_dir).absolute())
     vocabulary = Vocabulary.from_directory(vocabulary_dir)
-    streams, homes = import_tasks(task_modules)
+    streams, homes = _import_tasks(task_modules)
     tasks = [task for name in names for task in streams.get(name, (name,))]
     unknown = [task for task in tasks if task not in homes]
     if unknown:
@@ -109,7 +109,7 @@ def build(
     return infos
 
 
-def import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], dict]:
+def _import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], dict]:
     """({stream: task names}, {task: the module that registered it}) of freshly imported modules."""
     missing = [name for name in task_modules if not _can_be_imported(name)]
     if missing:
@@ -127,6 +127,14 @@ def import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...]
         named = {task for stream in getattr(module, "STREAMS", {}).values() for task in stream}
         homes |= dict.fromkeys((set(seqio.TaskRegistry.names()) - before) | named, module)
     return streams, homes
+
+
+def task_of(name: str, task_modules: Sequence[str]):
+    """The `seqio.Task` of that name, in a process that has imported none yet."""
+    _import_tasks(task_modules)
+    import seqio
+
+    return seqio.TaskRegistry.get(name)
 
 
 def _can_be_imported(module_name: str) -> bool:
