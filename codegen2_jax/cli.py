@@ -33,7 +33,7 @@ from codegen2_jax.errors import NonFiniteError, NoValidCheckpointError, Preempte
 INTERRUPTED = 130  # what shells report for SIGINT: 128 + 2
 PACKAGED = Path(__file__).resolve().parent.parent / "gin_configs"
 # Macros that say where things lie: no part of what a run computes, so they may differ between two starts of one run.
-PLACES = ("MODEL_DIR", "CODETASK_CL_DIR")
+PLACES = ("MODEL_DIR", "CODETASK_CL_DIR", "MESH", "AXES")
 # glibc gives large blocks back and faults them in again, 4 KiB at a time, at every step. Keeping them gains 10 to 13 %
 # of a CPU step, and huge pages (where the kernel has them on request) another 15 %.
 ALLOCATOR = {

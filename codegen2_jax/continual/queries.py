@@ -34,12 +34,12 @@ class QueryStore:
         model: Any,
         params: Any,
         encoder_digest: str,
-        mesh,
+        layout: partitioning.Layout,
         *,
         pooling: str = "mean",
         batch_size: int = 64,
     ):
-        self.directory, self.model, self.params, self.mesh = Path(directory), model, params, mesh
+        self.directory, self.model, self.params, self.layout = Path(directory), model, params, layout
         self.encoder_digest, self.pooling, self.batch_size = encoder_digest, pooling, batch_size
         self._query = jax.jit(functools.partial(model.query, pooling=pooling))
 
@@ -54,7 +54,7 @@ class QueryStore:
             return np.load(path, allow_pickle=False)
         queries: np.ndarray | None = None
         for batch in evaluation_batches(split, task_id=0, batch_size=self.batch_size, limit=limit):
-            placed = partitioning.put_batch(self.mesh, {k: batch[k] for k in ("inputs_BS", "inputs_mask_BS")})
+            placed = partitioning.put_batch(self.layout, {k: batch[k] for k in ("inputs_BS", "inputs_mask_BS")})
             query_BD = np.asarray(self._query(self.params, placed["inputs_BS"], placed["inputs_mask_BS"]))
             if queries is None:
                 queries = np.zeros((len(split), query_BD.shape[1]), np.float32)

@@ -101,7 +101,7 @@ class Run:
                     iterator,
                     first=first,
                     last=min(*((step // interval + 1) * interval for interval in intervals), total),
-                    mesh=setup.mesh,
+                    layout=setup.layout,
                     tracker=self.tracker,
                     progress=progress,
                     clock=self.clock,

@@ -119,10 +119,10 @@ class Setup:
         self.config = config
         self.loaded = config.source.load()
         self.vocabulary = self.loaded.vocabulary
-        self.model = self.loaded.model
+        self.layout = partitioning.make_layout(config.mesh, config.axes)
+        self.model = dataclasses.replace(self.loaded.model, constrain=self.layout.constrain)
         self.learner = Learner(model=self.model, prompt=config.prompt)
-        self.mesh = partitioning.make_mesh(config.mesh_shape)
-        self.put = functools.partial(partitioning.put_batch, self.mesh)
+        self.put = functools.partial(partitioning.put_batch, self.layout)
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]
         if with_data:
             self.tasks = open_tasks(config, self.loaded.vocabulary_directory, self.vocabulary)
@@ -149,7 +149,7 @@ class Setup:
 
     def _place(self, directory: Path) -> None:
         model_axes = self.model.param_axes()
-        shardings = partitioning.shardings(self.mesh, model_axes, self.model.param_shapes)
+        shardings = partitioning.shardings(self.layout, model_axes, self.model.param_shapes)
         self._pretrained = initialisation.place_params(self.loaded, shardings, seed=self.config.seed)
         self.queries = None
         if self.needs_query:
@@ -158,11 +158,11 @@ class Setup:
                 self.model,
                 self._pretrained,
                 self._encoder_digest(),
-                self.mesh,
+                self.layout,
                 pooling=self.config.query_pooling,
             )
         abstract = jax.eval_shape(self._new_state, self._pretrained)
-        self.state_shardings = state_shardings(self.mesh, abstract, self.learner.param_axes())
+        self.state_shardings = state_shardings(self.layout, abstract, self.learner.param_axes())
         self.state_shapes = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
             abstract,

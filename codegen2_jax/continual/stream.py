@@ -50,6 +50,7 @@ class ContinualLearning:
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
       num_shapes: padded batch shapes in use; each is compiled once.
       save_every: steps between checkpoints inside a task.
+      mesh, axes: where arrays lie, as `partitioning.make_layout` takes them; no part of what is computed.
     """
 
     model_dir: str
@@ -80,7 +81,8 @@ class ContinualLearning:
     cache_dir: str | None = None
     codetask_cl_dir: str | None = None
     jsonl_tasks: Any = None
-    mesh_shape: tuple[int, int] | None = None
+    mesh: dict[str, int] | None = None
+    axes: dict[str, Any] | None = None
 
     def __post_init__(self):
         counts = ("steps_per_task", "batch_size", "accumulation_steps", "evaluations_per_task", "num_shapes")

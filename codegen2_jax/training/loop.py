@@ -41,7 +41,7 @@ def run_steps(
     *,
     first: int,
     last: int,
-    mesh: jax.sharding.Mesh,
+    layout: partitioning.Layout,
     tracker: Any,
     progress: Any,
     clock: Clock,
@@ -67,7 +67,7 @@ def run_steps(
     while step < last and not (stop is not None and stop.requested):
         batch = next(batches)
         began = time.perf_counter()
-        state, metrics = train_step(state, partitioning.put_batch(mesh, batch))
+        state, metrics = train_step(state, partitioning.put_batch(layout, batch))
         step += 1
         shape = tuple(np.shape(batch[name]) for name in sorted(batch))
         if shape not in clock.shapes_seen:  # the first batch of a shape compiles

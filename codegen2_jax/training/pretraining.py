@@ -34,6 +34,7 @@ class Pretraining:
       z_loss: weight of the squared logarithm of the softmax's normaliser (losses.py), 0 for none.
       export_directory: where the finished model goes; None: MODEL_DIR/export.
       evaluate_every, save_every: steps.
+      mesh, axes: where arrays lie, as `partitioning.make_layout` takes them; no part of what is computed.
     """
 
     model_dir: str
@@ -45,7 +46,8 @@ class Pretraining:
     seed: int
     accumulation_steps: int = 1
     z_loss: float = 0.0
-    mesh_shape: tuple[int, int] | None = None
+    mesh: dict[str, int] | None = None
+    axes: dict[str, Any] | None = None
     evaluate_every: int = 250
     evaluation_batches: int = 8
     save_every: int = 250
@@ -104,7 +106,7 @@ class Pretraining:
                         iterator,
                         first=step,
                         last=until,
-                        mesh=runtime.mesh,
+                        layout=runtime.layout,
                         tracker=tracker,
                         progress=progress,
                         clock=clock,
@@ -179,8 +181,8 @@ class _Runtime:
 
     def __init__(self, config: Pretraining, loaded: initialisation.LoadedModel):
         self.config, self.loaded = config, loaded
-        self.mesh = partitioning.make_mesh(config.mesh_shape)
-        learner = Learner(model=self.loaded.model)
+        self.layout = partitioning.make_layout(config.mesh, config.axes)
+        learner = Learner(model=dataclasses.replace(self.loaded.model, constrain=self.layout.constrain))
         self.learner = learner
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         rows = jax.tree.map(lambda _: jnp.ones((), bool), {"model": self.loaded.model.param_shapes})
@@ -198,7 +200,7 @@ class _Runtime:
             )
 
         abstract = jax.eval_shape(new_state, self.loaded.model.param_shapes)
-        self.state_shardings = state_shardings(self.mesh, abstract, learner.param_axes())
+        self.state_shardings = state_shardings(self.layout, abstract, learner.param_axes())
         self.state_shapes = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
             abstract,
@@ -235,7 +237,7 @@ class _Runtime:
         if restored is not None:
             step, saved, meta = restored
             iterator.set_state(meta.pop("data"))
-            skipped = jax.device_put(jnp.zeros((), jnp.int32), partitioning.replicated(self.mesh))
+            skipped = jax.device_put(jnp.zeros((), jnp.int32), partitioning.replicated(self.layout))
             return TrainState(**saved, frozen={}, prompt_state={}, skipped=skipped), step, meta
         model_shardings = self.state_shardings.trainable["model"]
         params = initialisation.place_params(self.loaded, model_shardings, seed=self.config.seed)
@@ -252,7 +254,7 @@ class _Runtime:
             nats, tokens, text_bytes = 0.0, 0.0, 0
             for number in range(self.config.evaluation_batches):
                 batch = batches.batch(number)
-                loss, count = self._loss(params, partitioning.put_batch(self.mesh, batch))
+                loss, count = self._loss(params, partitioning.put_batch(self.layout, batch))
                 nats, tokens = nats + float(loss), tokens + float(count)
                 text_bytes += streams.bytes_of(name, batch)
             found["losses"][name] = nats / max(1.0, tokens)

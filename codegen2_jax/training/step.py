@@ -203,7 +203,7 @@ def make_loss_step(learner: Learner):
     return loss_step
 
 
-def state_shardings(mesh: jax.sharding.Mesh, state_shapes: TrainState, params_axes: Any) -> Any:
+def state_shardings(layout: partitioning.Layout, state_shapes: TrainState, params_axes: Any) -> Any:
     """The sharding of every leaf of a state: a moment lies like its parameter, all else is replicated.
 
     A leaf of the optimizer belongs to a parameter when its path ends with the parameter's path and the shapes agree.
@@ -212,7 +212,7 @@ def state_shardings(mesh: jax.sharding.Mesh, state_shapes: TrainState, params_ax
     of_params = {
         leaf_name(path): (sharding, shape.shape)
         for (path, sharding), shape in zip(
-            jax.tree_util.tree_leaves_with_path(partitioning.shardings(mesh, params_axes, params_shapes)),
+            jax.tree_util.tree_leaves_with_path(partitioning.shardings(layout, params_axes, params_shapes)),
             jax.tree.leaves(params_shapes),
             strict=True,
         )
@@ -224,6 +224,6 @@ def state_shardings(mesh: jax.sharding.Mesh, state_shapes: TrainState, params_ax
             sharding, shape = of_params.get("/".join(parts[start:]), (None, None))
             if shape == leaf.shape:
                 return sharding
-        return partitioning.replicated(mesh)
+        return partitioning.replicated(layout)
 
     return jax.tree_util.tree_map_with_path(sharding_of, state_shapes)
