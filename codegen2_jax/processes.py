@@ -152,7 +152,8 @@ def _receive(meeting: Meeting, port: int, until: float, timeout: int) -> None:
             except (OSError, ValueError, TypeError):
                 continue  # something that is no process of ours
             if num_processes != meeting.num_processes:
-                trouble = f"process {process_id} was told of {num_processes} processes, process 0 of {meeting.num_processes}"
+                counts = f"{num_processes} processes, process 0 of {meeting.num_processes}"
+                trouble = f"process {process_id} was told of {counts}"
             elif process_id in there:
                 trouble = f"two processes say --process_id={process_id}"
             there[process_id] = connection

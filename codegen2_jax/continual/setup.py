@@ -259,23 +259,23 @@ class Setup:
         )
         whole = partitioning.replicated(self.layout)
         jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(self.state_shardings, whole))
-        self.train_step = jit(
-            make(
-                accumulation_steps=config.accumulation_steps,
-                in_parts=self._in_parts(config.batch_size // config.accumulation_steps),
-            )
-        )
-        rows = config.replay.rows_per_step(config.batch_size) if config.replay is not None else config.batch_size
-        self.replay_step = jit(make(advance=False, in_parts=self._in_parts(rows)))
+        count, replayed = config.accumulation_steps, 0
+        if config.replay is not None:
+            replayed = config.replay.rows_per_step(config.batch_size)
+        joined = replayed if config.replay is not None and config.replay.schedule == "interleaved" else 0
+        in_parts = self._in_parts(config.batch_size // count, (config.batch_size + joined) // count)
+        self.train_step = jit(make(accumulation_steps=count, in_parts=in_parts))
+        self.replay_step = jit(make(advance=False, in_parts=self._in_parts(replayed or config.batch_size)))
         self.loss_step = jax.jit(make_loss_step(self.learner), out_shardings=partitioning.replicated(self.layout))
         self._predicts: dict[tuple, Any] = {}
 
-    def _in_parts(self, rows: int) -> Any:
-        """How the gradients of so many rows are added, where the configuration fixes it."""
+    def _in_parts(self, *batch_sizes: int) -> Any:
+        """How the gradients of batches of these sizes are added, where the configuration fixes it."""
         parts = self.config.ordered_reduction
         if not parts:
             return None
-        ordered_reduction.check(parts, self.layout, rows)
+        for batch_size in batch_sizes:
+            ordered_reduction.check(parts, self.layout, batch_size)
         return functools.partial(ordered_reduction.in_order, parts=parts, layout=self.layout)
 
     def predict(self, task: int, *, beams: int, selection: str | None):

@@ -163,6 +163,7 @@ class ContinualLearning:
         names = " -> ".join(task.name for task in setup.tasks) or f"{self.stream} (not cached yet: lengths are assumed)"
         describe_step(
             setup.train_step,
+            setup.layout,
             setup.state_shapes,
             setup.abstract_batch(),
             prompt_tokens=self.prompt.num_tokens if self.prompt is not None else 0,

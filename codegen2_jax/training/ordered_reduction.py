@@ -30,8 +30,8 @@ def check(parts: int, layout: Layout, batch_size: int) -> None:
         )
     if parts < 1 or parts % size or batch_size % parts:
         raise UserError(
-            f"ORDERED_REDUCTION={parts} parts must be a multiple of the {size} devices and divide the {batch_size} rows "
-            "of a batch; 8 serves 1, 2, 4 and 8 devices."
+            f"ORDERED_REDUCTION={parts} parts must be a multiple of the {size} devices and divide the {batch_size} "
+            "rows of a batch; 8 serves 1, 2, 4 and 8 devices."
         )
 
 
