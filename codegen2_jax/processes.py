@@ -133,7 +133,8 @@ def _receive(meeting: Meeting, port: int, until: float, timeout: int) -> None:
         listener = socket.create_server(("", port), backlog=meeting.num_processes)
     except OSError as error:
         raise UserError(f"port {port} of --coordinator_address is not free on process 0: {error.strerror}.") from error
-    there: dict[int, socket.socket] = {}
+    there: set[int] = set()
+    connections: list[socket.socket] = []
     trouble = ""
     with listener, contextlib.ExitStack() as stack:
         while len(there) < meeting.num_processes - 1 and not trouble:
@@ -146,7 +147,7 @@ def _receive(meeting: Meeting, port: int, until: float, timeout: int) -> None:
             except TimeoutError:
                 if time.monotonic() < until:
                     continue
-                missing = sorted(set(range(1, meeting.num_processes)) - set(there))
+                missing = sorted(set(range(1, meeting.num_processes)) - there)
                 trouble = f"processes {missing} of {meeting.num_processes} did not come within {timeout} s"
                 break
             except (OSError, ValueError, TypeError):
@@ -156,8 +157,9 @@ def _receive(meeting: Meeting, port: int, until: float, timeout: int) -> None:
                 trouble = f"process {process_id} was told of {counts}"
             elif process_id in there:
                 trouble = f"two processes say --process_id={process_id}"
-            there[process_id] = connection
-        for connection in there.values():
+            there.add(process_id)
+            connections.append(connection)
+        for connection in connections:
             with contextlib.suppress(OSError):
                 connection.sendall(f"{json.dumps(trouble)}\n".encode())
     if trouble:

@@ -45,12 +45,18 @@ def model_flops(params_shapes: Any, batch: dict, *, prompt_tokens: int, backbone
 
 
 def describe_step(
-    train_step: Any, layout: Layout, state_shapes: TrainState, batch: dict, *, prompt_tokens: int = 0, note: str = ""
+    train_step: Any,
+    layout: Layout,
+    state_shapes: TrainState,
+    batch: dict,
+    *,
+    prompt_tokens: int = 0,
+    note: str = "",
 ) -> dict[str, float]:
     """Lowers and compiles one step for the shapes of `batch`, prints what it takes, and returns the numbers.
 
-    Memory of the step is the compiled program's on each device: arguments (state and batch), temporaries, output. FLOPs
-    are the model's formula (`model_flops`); the compiler's own count sees a loop over layers once and would be far too low.
+    Memory of the step is the compiled program's on each device: arguments (state and batch), temporaries, output.
+    FLOPs are the model's formula (`model_flops`); the compiler's own count sees a loop over layers once and would be far too low.
     """
     layout.process_rows(len(batch["targets_BT"]))  # whether they divide
     shapes = {

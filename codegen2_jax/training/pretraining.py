@@ -168,7 +168,8 @@ class Pretraining:
 
         loaded = self.source.without_weights()
         runtime = _Runtime(self, loaded)
-        describe_step(runtime.train_step, runtime.layout, runtime.state_shapes, self.data.abstract_batch(self.batch_size))
+        batch = self.data.abstract_batch(self.batch_size)
+        describe_step(runtime.train_step, runtime.layout, runtime.state_shapes, batch)
 
     def show_batch(self) -> None:
         """Prints the first batch as the model would read it."""
