@@ -56,7 +56,8 @@ def describe_step(
     """Lowers and compiles one step for the shapes of `batch`, prints what it takes, and returns the numbers.
 
     Memory of the step is the compiled program's on each device: arguments (state and batch), temporaries, output.
-    FLOPs are the model's formula (`model_flops`); the compiler's own count sees a loop over layers once and would be far too low.
+    FLOPs are the model's formula (`model_flops`); the compiler's own count sees a loop over layers once and would be
+    far too low.
     """
     layout.process_rows(len(batch["targets_BT"]))  # whether they divide
     shapes = {
