@@ -83,6 +83,14 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
+def first_devices(count: int) -> list[jax.Device]:
+    """The first devices of this process; UserError where there are fewer."""
+    devices = jax.local_devices()
+    if not 1 <= count <= len(devices):
+        raise UserError(f"{count} devices were asked for, and there are {len(devices)}; give 1 to {len(devices)}.")
+    return devices[:count]
+
+
 def _parts(rule: Rule) -> tuple[str, ...]:
     return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
 

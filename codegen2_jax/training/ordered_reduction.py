@@ -7,7 +7,7 @@ processes, give one result. The price: whole weights on every device, a gather o
 of one reduction, and smaller matrix products.
 
 With n devices, device d computes the parts d, n + d, 2 n + d, ... one after the other. What a part computes stands in a
-loop of its own, and so does the sum over parts, with bounds that the compiler does not know: a loop that it could unroll
+loop of its own, and so does the sum over parts, with bounds that the compiler does not know: a loop it could unroll
 it would fuse with what stands around it, which depends on n, and fused products and sums round otherwise.
 """
 
