@@ -35,7 +35,9 @@ def _run(given: dict) -> None:
     options = {name: given[name] for name in ("dtype", "vocabulary", "prefix_lm")}
     loaded = ModelSource(init_from=given["model"], **options).load()
     if given["model_parallel"] != 1:
-        layout = make_layout({"model": given["model_parallel"]}, devices=first_devices(given["model_parallel"]))
+        devices = first_devices(given["model_parallel"])
+        # The vocabulary stays whole: many sizes divide by nothing, and sampling looks at all of it.
+        layout = make_layout({"model": len(devices)}, {"vocab": None}, devices)
         loaded = placed_on(loaded, layout)
     command.answer(asked, settings, loaded, sys.stdout, name=given["model"])
 
