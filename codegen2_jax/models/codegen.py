@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.layers import FeedForward, LayerNorm, dropout, site
+from codegen2_jax.models.placement import constrain
 from codegen2_jax.models.self_attention import SelfAttention
 
 INITIALISATIONS = ("jaxformer", "huggingface")
@@ -94,7 +95,8 @@ class CodeGenLayer(nn.Module):
         attended_BTD, keys_values = self.attention(y_BTD, rotation, bias_B1TT)
         rate = self.config.dropout_rate
         x_BTD = x_BTD + dropout(attended_BTD, site(seeds_S2, 0), rate)
-        return x_BTD + dropout(self.mlp(y_BTD), site(seeds_S2, 1), rate), keys_values
+        x_BTD = x_BTD + dropout(self.mlp(y_BTD), site(seeds_S2, 1), rate)
+        return constrain(x_BTD, "batch", "sequence", "features"), keys_values
 
     def step(self, x_BKD, rotation, cache, position, bias, prefix_bias):
         """(x_BKD, cache), see `SelfAttention.step`."""

@@ -21,7 +21,10 @@ from codegen2_jax.models.attention import MASKED, mask_bias
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.language_models import LanguageModel, Params, laid_out, pooled
 from codegen2_jax.models.layers import dropout, seeds, site, weight
+from codegen2_jax.models.placement import Constrain, constrain, placed_by
 from codegen2_jax.models.self_attention import causal_or_prefix
+
+SLOTS = ("batch", "kv_heads", "beam", "keys", "head_dim")  # of the cache: [B, G, K, T, H]
 
 
 class Blocks(nn.Module):
@@ -50,6 +53,7 @@ class Blocks(nn.Module):
         if dropout_key is not None and self.config.dropout_rate > 0.0:
             seeds_LS2 = seeds(dropout_key, 0, (self.config.num_layers, self.config.layer().SITES))
             x_BTD = dropout(x_BTD, site(seeds(dropout_key, 1, (1,)), 0), self.config.dropout_rate)
+        x_BTD = constrain(x_BTD, "batch", "sequence", "features")
         x_BTD, keys_values = self.layers(x_BTD, seeds_LS2, rotation, bias_B1TT)
         return self.final_norm(x_BTD), keys_values
 
@@ -93,6 +97,7 @@ class DecoderOnly(LanguageModel):
     """A decoder seen from outside. Hashable and without state, so it can be closed over by any jitted function."""
 
     config: DecoderConfig
+    constrain: Constrain | None = None
 
     def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
         """Teacher-forced float32 logits_BTV of a batch of either form.
@@ -104,7 +109,7 @@ class DecoderOnly(LanguageModel):
             assert prompt_BPD is None, "a prompt stands before a source; packed documents have none"
             x_BTD = self.embed(params, batch["tokens_BT"])
             x_BTD, _ = self._run(params, x_BTD, batch["positions_BT"], self._packed_bias(batch), dropout_key)
-            return self._apply(params, x_BTD, method="head")
+            return self.placed(self._apply(params, x_BTD, method="head"), "batch", "length", "vocab")
         x_BSD, mask_BS = self._prefix(params, batch["inputs_BS"], batch["inputs_mask_BS"], prompt_BPD)
         x_BTD = self.embed(params, batch["decoder_inputs_BT"])
         prefix, target = x_BSD.shape[1], x_BTD.shape[1]
@@ -112,7 +117,7 @@ class DecoderOnly(LanguageModel):
         valid_BT = jnp.pad(mask_BS, ((0, 0), (0, target)), constant_values=True)
         x_BTD = jnp.concatenate([x_BSD, x_BTD], axis=1)
         x_BTD, _ = self._run(params, x_BTD, _places(valid_BT), self._bias(valid_BT, prefix), dropout_key)
-        return self._apply(params, x_BTD[:, prefix:], method="head")
+        return self.placed(self._apply(params, x_BTD[:, prefix:], method="head"), "batch", "length", "vocab")
 
     def prefill(self, params: Params, tokens_BS, mask_BS, prompt_BPD=None):
         """One pass over whole prompts: (logits_BV float32 behind each row's last true token, encoded, mask_BS).
@@ -139,7 +144,7 @@ class DecoderOnly(LanguageModel):
         """
         if pooling not in ("mean", "last"):
             raise UserError(f"query pooling {pooling!r} means nothing for a decoder; choose 'mean' or 'last'.")
-        exact = DecoderOnly(dataclasses.replace(self.config, dtype="float32"))
+        exact = dataclasses.replace(self, config=dataclasses.replace(self.config, dtype="float32"))
         x_BSD, mask_BS = exact._prefix(params, inputs_BS, inputs_mask_BS, None)
         x_BSD, _ = exact._read(params, x_BSD, mask_BS)
         if pooling == "last":
@@ -165,9 +170,10 @@ class DecoderOnly(LanguageModel):
 
         encoded, mask_BS: from `prefill` or `encode`. All beams of a row share its prefix.
         """
-        k_LBGSH, v_LBGSH = encoded
+        stacked = ("layers", "batch", "kv_heads", "keys", "head_dim")
+        k_LBGSH, v_LBGSH = (self.placed(x, *stacked) for x in encoded)
         _, B, G, _, H = k_LBGSH.shape
-        slots = jnp.zeros((B, G, num_beams, max_length, H), k_LBGSH.dtype)
+        slots = self.placed(jnp.zeros((B, G, num_beams, max_length, H), k_LBGSH.dtype), *SLOTS)
         layers = tuple(
             {"k": slots, "v": slots, "prefix_k": k_LBGSH[i], "prefix_v": v_LBGSH[i]}
             for i in range(self.config.num_layers)
@@ -179,7 +185,8 @@ class DecoderOnly(LanguageModel):
         del num_beams  # the cache knows
 
         def grow(slots):
-            return jnp.pad(slots, ((0, 0), (0, 0), (0, 0), (0, max_length - slots.shape[3]), (0, 0)))
+            slots = jnp.pad(slots, ((0, 0), (0, 0), (0, 0), (0, max_length - slots.shape[3]), (0, 0)))
+            return self.placed(slots, *SLOTS)
 
         layers = tuple({**layer, "k": grow(layer["k"]), "v": grow(layer["v"])} for layer in cache["layers"])
         return {**cache, "layers": layers}
@@ -265,7 +272,8 @@ class DecoderOnly(LanguageModel):
         return jax.eval_shape(init, jax.random.key(0), tokens, turned, jnp.zeros((1, 1, 2, 2)))["params"]
 
     def _apply(self, params, *args, method):
-        return Decoder(self.config).apply({"params": params}, *args, method=method)
+        with placed_by(self.constrain):
+            return Decoder(self.config).apply({"params": params}, *args, method=method)
 
 
 def _places(mask_BT):

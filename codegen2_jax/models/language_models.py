@@ -14,13 +14,17 @@ import jax.numpy as jnp
 
 from codegen2_jax.models.attention import MASKED, mask_bias
 from codegen2_jax.models.layers import RMSNorm, Weight, initialise
+from codegen2_jax.models.placement import Constrain, placed_by
 from codegen2_jax.models.t5 import T5, DecoderLayer, T5Config, stack_buckets
 
 Params = dict[str, Any]
+SLOTS = ("batch", "heads", "keys", "head_dim")  # of an encoder-decoder's cache: [B, N, S, H]
 
 
 class LanguageModel:
     """What every model has, whatever its network; subclasses are frozen dataclasses with a `config`.
+
+    They also have `constrain`, what lays out their activations (models/placement.py), None on one device.
 
     A subclass gives `_boxed`, the declaration of its weights, and `_apply`, one method of its network.
     """
@@ -42,6 +46,10 @@ class LanguageModel:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.param_shapes))
+
+    def placed(self, x: jax.Array, *logical_axes: str) -> jax.Array:
+        """x, laid out by the meaning of its axes."""
+        return x if self.constrain is None else self.constrain(x, logical_axes)
 
     def embed(self, params: Params, tokens_BS) -> jax.Array:
         """Token embeddings x_BSD in the compute dtype."""
@@ -66,6 +74,7 @@ class EncoderDecoder(LanguageModel):
     """A T5 seen from outside. Hashable and without state, so it can be closed over by any jitted function."""
 
     config: T5Config
+    constrain: Constrain | None = None
 
     def encode(self, params: Params, inputs_BS, inputs_mask_BS, prompt_BPD=None, *, dropout_key=None):
         """Encoder states and their mask: (encoded_BSD, mask_BS); a prompt comes first and S grows by P."""
@@ -81,7 +90,7 @@ class EncoderDecoder(LanguageModel):
         encoded_BSD, mask_BS = self.encode(params, *inputs, prompt_BPD, dropout_key=dropout_key)
         x_BTD = self.embed(params, batch["decoder_inputs_BT"])
         x_BTD = self._apply(params, x_BTD, encoded_BSD, mask_BS, dropout_key, method="decode")
-        return self._apply(params, x_BTD, method="head")
+        return self.placed(self._apply(params, x_BTD, method="head"), "batch", "length", "vocab")
 
     def query(self, params: Params, inputs_BS, inputs_mask_BS, *, pooling: str = "mean") -> jax.Array:
         """query_BD float32 of the encoder's states, without prompt, dropout or gradient.
@@ -90,7 +99,7 @@ class EncoderDecoder(LanguageModel):
 
         Computed in float32 whatever the compute dtype, so that a stored query equals a recomputed one.
         """
-        exact = EncoderDecoder(dataclasses.replace(self.config, dtype="float32"))
+        exact = dataclasses.replace(self, config=dataclasses.replace(self.config, dtype="float32"))
         encoded_BSD, mask_BS = exact.encode(params, inputs_BS, inputs_mask_BS)
         if pooling == "first":
             return jax.lax.stop_gradient(encoded_BSD[:, 0])
@@ -120,9 +129,11 @@ class EncoderDecoder(LanguageModel):
         config = self.config
         B, dtype = encoded_BSD.shape[0], jnp.dtype(config.dtype)
         slots = jnp.zeros((B, config.num_heads, max_length * num_beams, config.head_dim), dtype)
+        slots = self.placed(slots, *SLOTS)
         layers = []
         for weights in decoder["layers"]:
             k, v = DecoderLayer(config).apply({"params": weights}, encoded_BSD.astype(dtype), method="cross_heads")
+            k, v = self.placed(k, *SLOTS), self.placed(v, *SLOTS)
             layers.append({"k": slots, "v": slots, "cross_k": k, "cross_v": v})
         return {"layers": tuple(layers), "cross_bias": mask_bias(mask_BS)}
 
@@ -131,7 +142,7 @@ class EncoderDecoder(LanguageModel):
 
         def grow(layer):
             extra = ((0, 0), (0, 0), (0, max_length * num_beams - layer["k"].shape[2]), (0, 0))
-            return {**layer, "k": jnp.pad(layer["k"], extra), "v": jnp.pad(layer["v"], extra)}
+            return {**layer, **{name: self.placed(jnp.pad(layer[name], extra), *SLOTS) for name in ("k", "v")}}
 
         return {**cache, "layers": tuple(grow(layer) for layer in cache["layers"])}
 
@@ -179,4 +190,5 @@ class EncoderDecoder(LanguageModel):
         return jax.eval_shape(init, jax.random.key(0), tokens, tokens == 0, tokens)["params"]
 
     def _apply(self, params, *args, method):
-        return T5(self.config).apply({"params": params}, *args, method=method)
+        with placed_by(self.constrain):
+            return T5(self.config).apply({"params": params}, *args, method=method)

@@ -13,6 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from codegen2_jax.models.placement import constrain
+
 DTYPES = ("float32", "bfloat16")  # of the computation
 REMATS = ("none", "full")
 
@@ -163,7 +165,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BSD):
-        scale_D = self.param("scale", weight(None, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
+        scale_D = self.param("scale", weight(None, ("norm",)), (x_BSD.shape[-1],), jnp.float32)
         x = x_BSD.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
@@ -177,8 +179,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BSD):
-        scale_D = self.param("scale", weight(None, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
-        bias_D = self.param("bias", weight(0.0, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
+        scale_D = self.param("scale", weight(None, ("norm",)), (x_BSD.shape[-1],), jnp.float32)
+        bias_D = self.param("bias", weight(0.0, ("norm",)), (x_BSD.shape[-1],), jnp.float32)
         x = x_BSD.astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
@@ -221,9 +223,9 @@ class FeedForward(nn.Module):
         if self.gated:
             linear_DF = self.param("wi_linear", inside, (width, self.mlp_dim), jnp.float32)
             hidden_BSF = hidden_BSF * widen(x_BSD, linear_DF.astype(dtype))
-        hidden_BSF = dropout(hidden_BSF, seed_2, self.dropout_rate)
+        hidden_BSF = constrain(dropout(hidden_BSF, seed_2, self.dropout_rate), "batch", "length", "mlp")
         out_BSD = jnp.einsum("bsf,fd->bsd", hidden_BSF, wo_FD.astype(dtype))
         if self.biased:
-            bias_D = self.param("wo_bias", weight(0.0, ("embed",)), (width,), jnp.float32)
+            bias_D = self.param("wo_bias", weight(0.0, ("norm",)), (width,), jnp.float32)
             out_BSD = out_BSD + bias_D.astype(dtype)[None, None]
         return out_BSD

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.layers import FeedForward, RMSNorm, dropout, site
+from codegen2_jax.models.placement import constrain
 from codegen2_jax.models.self_attention import SelfAttention
 
 
@@ -85,8 +86,9 @@ class LlamaLayer(nn.Module):
         """(x_BTD, (k_BTGH, v_BTGH))."""
         rate = self.config.dropout_rate
         y_BTD, keys_values = self.attention(self.attention_norm(x_BTD), rotation, bias_B1TT)
-        x_BTD = x_BTD + dropout(y_BTD, site(seeds_S2, 0), rate)
-        return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), site(seeds_S2, 1), rate), keys_values
+        x_BTD = constrain(x_BTD + dropout(y_BTD, site(seeds_S2, 0), rate), "batch", "sequence", "features")
+        x_BTD = x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), site(seeds_S2, 1), rate)
+        return constrain(x_BTD, "batch", "sequence", "features"), keys_values
 
     def step(self, x_BKD, rotation, cache, position, bias, prefix_bias):
         """(x_BKD, cache), see `SelfAttention.step`."""

@@ -14,6 +14,7 @@ from codegen2_jax.models import rotary
 from codegen2_jax.models.attention import MASKED
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.layers import weight
+from codegen2_jax.models.placement import constrain
 
 TURNS = {"neighbours": rotary.turn_neighbours, "halves": rotary.turn_halves}
 
@@ -79,6 +80,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BTD, rotation, bias_B1TT):
         """(output_BTD, (k_BTGH, v_BTGH)); the keys are turned already and are what a cache holds."""
         q_BTGRH, k_BTGH, v_BTGH = self._heads(x_BTD, rotation)
+        q_BTGRH = constrain(q_BTGRH, "batch", "length", "kv_heads", "group", "head_dim")
+        k_BTGH, v_BTGH = (constrain(x, "batch", "keys", "kv_heads", "head_dim") for x in (k_BTGH, v_BTGH))
         logits_BGRTT = jnp.einsum("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH, preferred_element_type=jnp.float32)
         probs_BGRTT = jax.nn.softmax(logits_BGRTT + bias_B1TT[:, :, None], axis=-1).astype(self.dtype)
         mixed_BTGRH = jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)

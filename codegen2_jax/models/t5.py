@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import Attention, causal_bias, mask_bias, position_bias, relative_buckets
 from codegen2_jax.models.layers import DTYPES, REMATS, FeedForward, RMSNorm, dropout, seeds, site, weight
+from codegen2_jax.models.placement import constrain
 
 FEED_FORWARDS = ("relu", "gated-gelu")
 
@@ -93,6 +94,10 @@ def _feed_forward(config):
     )
 
 
+def _placed(x_BSD):
+    return constrain(x_BSD, "batch", "sequence", "features")
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each normed before and added after."""
 
@@ -107,9 +112,9 @@ class EncoderLayer(nn.Module):
         rate = self.config.dropout_rate
         y_BSD = self.attention_norm(x_BSD)
         y_BSD = self.attention(y_BSD, y_BSD, bias_1NQS=bias_1NSS, mask_B11S=mask_B11S, seed_2=site(seeds_S2, 0))
-        x_BSD = x_BSD + dropout(y_BSD, site(seeds_S2, 1), rate)
+        x_BSD = _placed(x_BSD + dropout(y_BSD, site(seeds_S2, 1), rate))
         y_BSD = self.mlp(self.mlp_norm(x_BSD), site(seeds_S2, 2))
-        return x_BSD + dropout(y_BSD, site(seeds_S2, 3), rate), None
+        return _placed(x_BSD + dropout(y_BSD, site(seeds_S2, 3), rate)), None
 
 
 class DecoderLayer(nn.Module):
@@ -127,12 +132,12 @@ class DecoderLayer(nn.Module):
         rate = self.config.dropout_rate
         y_BTD = self.attention_norm(x_BTD)
         y_BTD = self.attention(y_BTD, y_BTD, bias_1NQS=bias_1NTT, seed_2=site(seeds_S2, 0))
-        x_BTD = x_BTD + dropout(y_BTD, site(seeds_S2, 1), rate)
+        x_BTD = _placed(x_BTD + dropout(y_BTD, site(seeds_S2, 1), rate))
         y_BTD = self.cross_norm(x_BTD)
         y_BTD = self.cross_attention(y_BTD, encoded_BSD, mask_B11S=mask_B11S, seed_2=site(seeds_S2, 2))
-        x_BTD = x_BTD + dropout(y_BTD, site(seeds_S2, 3), rate)
+        x_BTD = _placed(x_BTD + dropout(y_BTD, site(seeds_S2, 3), rate))
         y_BTD = self.mlp(self.mlp_norm(x_BTD), site(seeds_S2, 4))
-        return x_BTD + dropout(y_BTD, site(seeds_S2, 5), rate), None
+        return _placed(x_BTD + dropout(y_BTD, site(seeds_S2, 5), rate)), None
 
     def cross_heads(self, encoded_BSD):
         """Keys and values of the source, computed once per decoding and shared by all beams: each [B, N, S, H]."""
@@ -192,7 +197,7 @@ class Stack(nn.Module):
         bias_1NSS = position_bias(self.relative_bias_UN, self.buckets(x_BSD.shape[1]))
         if self.layer is DecoderLayer:
             bias_1NSS = bias_1NSS + causal_bias(x_BSD.shape[1])
-        x_BSD = dropout(x_BSD, site(ends_22, 0), rate)
+        x_BSD = _placed(dropout(x_BSD, site(ends_22, 0), rate))
         x_BSD, _ = self.layers(x_BSD, seeds_LS2, bias_1NSS, mask_B11S, *memory)
         return dropout(self.final_norm(x_BSD), site(ends_22, 1), rate)
 

@@ -41,7 +41,7 @@ def run_steps(
     *,
     first: int,
     last: int,
-    mesh: jax.sharding.Mesh,
+    layout: partitioning.Layout,
     tracker: Any,
     progress: Any,
     clock: Clock,
@@ -52,7 +52,7 @@ def run_steps(
     """Runs steps `first` (inclusive) to `last` (exclusive) and returns the state and the step it stands at.
 
     Metrics are read back only every LOG_EVERY steps, so that the device never waits for the host. Stops early, at a
-    step boundary, when `stop.requested`; the caller saves and decides. Raises NonFiniteError after
+    step boundary, when `stop.reached`; the caller saves and decides. Raises NonFiniteError after
     MAX_NON_FINITE_STEPS steps in a row without a finite loss and gradient.
     """
     step = first
@@ -64,10 +64,11 @@ def run_steps(
             tracker.metrics(metric_offset + at, values, **(labels or {}))
         pending.clear()
 
-    while step < last and not (stop is not None and stop.requested):
+    while step < last and not (stop is not None and stop.reached(metric_offset + step)):
         batch = next(batches)
         began = time.perf_counter()
-        state, metrics = train_step(state, partitioning.put_batch(mesh, batch))
+        placed = partitioning.put_batch(layout, batch)
+        state, metrics = train_step(state, placed)
         step += 1
         shape = tuple(np.shape(batch[name]) for name in sorted(batch))
         if shape not in clock.shapes_seen:  # the first batch of a shape compiles
@@ -77,7 +78,7 @@ def run_steps(
         else:
             clock.seconds += time.perf_counter() - began
             clock.steps += 1
-            clock.examples += len(batch["task_B"])
+            clock.examples += len(placed["task_B"])
         if step % LOG_EVERY == 0 or step == last:
             began = time.perf_counter()
             loss = float(metrics["loss"])  # waits for the device: its time belongs to the steps

@@ -8,6 +8,7 @@ Nothing here knows the name of a method: a method is a prompt, a list of labels 
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -119,6 +120,7 @@ def make_train_step(
     dropout: bool = False,
     advance: bool = True,
     z_loss: float = 0.0,
+    in_parts: Callable | None = None,
 ):
     """Builds `train_step(state, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
@@ -128,6 +130,8 @@ def make_train_step(
 
     accumulation_steps: the batch is cut into this many micro-batches, whose gradients are summed in float32.
     z_loss: weight of `losses.z_loss` per true token; the loss that is reported is without it.
+    in_parts: how gradients of a batch are summed over its parts (`ordered_reduction.in_order`, for a function of
+      arguments, rows and the number of the part); None: as the compiler likes.
     advance: False for a step that does not count (replay between epochs): neither `step` nor the learning rate's
       schedule moves on.
     """
@@ -155,7 +159,15 @@ def make_train_step(
         grad_fn = jax.grad(objective, has_aux=True)
 
         def one(micro, key):
-            return grad_fn(state.trainable, state.frozen, state.prompt_state, micro, tokens, examples, key)
+            if in_parts is None:
+                return grad_fn(state.trainable, state.frozen, state.prompt_state, micro, tokens, examples, key)
+            fixed = (state.trainable, state.frozen, state.prompt_state)
+
+            def of_part(shared, rows, number):
+                *fixed, tokens, key = shared
+                return grad_fn(*fixed, rows, tokens, examples, jax.random.fold_in(key, number))
+
+            return in_parts(of_part)((*fixed, tokens, key), micro)
 
         if accumulation_steps == 1:
             grads, metrics = one(batch, key)
@@ -203,7 +215,7 @@ def make_loss_step(learner: Learner):
     return loss_step
 
 
-def state_shardings(mesh: jax.sharding.Mesh, state_shapes: TrainState, params_axes: Any) -> Any:
+def state_shardings(layout: partitioning.Layout, state_shapes: TrainState, params_axes: Any) -> Any:
     """The sharding of every leaf of a state: a moment lies like its parameter, all else is replicated.
 
     A leaf of the optimizer belongs to a parameter when its path ends with the parameter's path and the shapes agree.
@@ -212,7 +224,7 @@ def state_shardings(mesh: jax.sharding.Mesh, state_shapes: TrainState, params_ax
     of_params = {
         leaf_name(path): (sharding, shape.shape)
         for (path, sharding), shape in zip(
-            jax.tree_util.tree_leaves_with_path(partitioning.shardings(mesh, params_axes, params_shapes)),
+            jax.tree_util.tree_leaves_with_path(partitioning.shardings(layout, params_axes, params_shapes)),
             jax.tree.leaves(params_shapes),
             strict=True,
         )
@@ -224,6 +236,6 @@ def state_shardings(mesh: jax.sharding.Mesh, state_shapes: TrainState, params_ax
             sharding, shape = of_params.get("/".join(parts[start:]), (None, None))
             if shape == leaf.shape:
                 return sharding
-        return partitioning.replicated(mesh)
+        return partitioning.replicated(layout)
 
     return jax.tree_util.tree_map_with_path(sharding_of, state_shapes)

@@ -1,5 +1,6 @@
 """Scores depend on the examples alone: not on the batch size, the order of the file, the padding or the devices."""
 
+import dataclasses
 import functools
 import inspect
 import textwrap
@@ -58,17 +59,18 @@ def pool(nano):
     return pool, {**prompt_params, "keys": query_ND[::2][:6]}, state, query_ND
 
 
-def outcome(nano, pool, *, beams, batch_size, order=slice(None), mesh_shape=(1, 1), shapes=None, task=0):
+def outcome(nano, pool, *, beams, batch_size, order=slice(None), mesh=None, devices=1, shapes=None, task=0):
     """Texts and selected keys by the text of the input, and the scores."""
     model, params, vocabulary, records = nano
     prompts, prompt_params, state, query_ND = pool
     records, query_ND = records[order], query_ND[order]
-    mesh = partitioning.make_mesh(mesh_shape, devices=jax.devices()[: mesh_shape[0] * mesh_shape[1]])
+    layout = partitioning.make_layout(mesh, devices=jax.devices()[:devices])
+    model = dataclasses.replace(model, constrain=layout.constrain)
     placed = {
-        "model": jax.device_put(params, partitioning.shardings(mesh, model.param_axes(), model.param_shapes)),
-        "prompt": jax.device_put(prompt_params, partitioning.replicated(mesh)),
+        "model": jax.device_put(params, partitioning.shardings(layout, model.param_axes(), model.param_shapes)),
+        "prompt": jax.device_put(prompt_params, partitioning.replicated(layout)),
     }
-    state = jax.device_put(state, partitioning.replicated(mesh))
+    state = jax.device_put(state, partitioning.replicated(layout))
 
     def prompt(params, prompt_state, batch):
         prompt_BPD, aux = prompts.prompt(
@@ -78,7 +80,7 @@ def outcome(nano, pool, *, beams, batch_size, order=slice(None), mesh_shape=(1, 
 
     predict = runner.make_predict(model, prompt, max_length=24, num_beams=beams, length_penalty=1.0)
     batches = evaluation_batches(records, task_id=task, batch_size=batch_size, queries=query_ND, shapes=shapes)
-    put = functools.partial(partitioning.put_batch, mesh)
+    put = functools.partial(partitioning.put_batch, layout)
     texts, selected = runner.decode_split(predict, placed, state, batches, vocabulary, put=put)
     assert sorted(texts) == list(range(len(records)))
     names = [record["inputs_text"] for record in records]
@@ -106,10 +108,10 @@ def expected(request, nano, pool):
         {"batch_size": 8},
         {"batch_size": 4, "order": slice(None, None, -1)},
         {"batch_size": 4, "shapes": [(128, 128)]},
-        {"batch_size": 8, "mesh_shape": (8, 1)},
-        {"batch_size": 8, "mesh_shape": (4, 2)},
+        {"batch_size": 8, "devices": 8},
+        {"batch_size": 8, "mesh": {"data": 2, "fsdp": 2, "model": 2}, "devices": 8},
     ],
-    ids=["3", "8", "reversed", "padded", "8 devices", "4 x 2 devices"],
+    ids=["3", "8", "reversed", "padded", "8 devices", "2 x 2 x 2 devices"],
 )
 def test_predictions_selection_and_scores_are_those_of_one_example_at_a_time(change, expected, nano, pool):
     beams, (predictions, scores) = expected

@@ -98,7 +98,8 @@ def test_any_layout_saves_and_any_layout_restores(tmp_path):
     value = jnp.arange(64.0).reshape(8, 8)
 
     def sharded(shape, spec):
-        mesh = partitioning.make_mesh(shape, devices=jax.devices()[: shape[0] * shape[1]])
+        data, model = shape
+        mesh = partitioning.make_mesh({"data": data, "model": model}, devices=jax.devices()[: data * model])
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
     with Checkpointer(tmp_path) as checkpoints:
@@ -420,14 +421,14 @@ import numpy as np
 from codegen2_jax.sharding import partitioning
 from codegen2_jax.training.checkpoints import Checkpointer
 
-mesh = partitioning.make_mesh((4, 1))
+layout = partitioning.make_layout()
 rows = np.arange(24, dtype=np.float32).reshape(8, 3)
-batch = partitioning.put_batch(mesh, {"rows": rows[index::2]})
+batch = partitioning.put_batch(layout, {"rows": rows[layout.process_rows(8)]})
 assert batch["rows"].shape == (8, 3)
-total = jax.jit(lambda x: x.sum(), out_shardings=partitioning.replicated(mesh))(batch["rows"])
+total = jax.jit(lambda x: x.sum(), out_shardings=partitioning.replicated(layout))(batch["rows"])
 assert float(total) == rows.sum()
 
-shardings = {"w": partitioning.batch_sharding(mesh), "key": partitioning.replicated(mesh)}
+shardings = {"w": partitioning.batch_sharding(layout), "key": partitioning.replicated(layout)}
 make = lambda scale: {"w": scale * jax.numpy.arange(64.0).reshape(8, 8), "key": jax.random.key(3)}
 init = partitioning.init_sharded(make, shardings)
 target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), init(0.0))
