@@ -120,8 +120,11 @@ class Setup:
         self.loaded = config.source.load()
         self.vocabulary = self.loaded.vocabulary
         self.model = self.loaded.model
-        self.learner = Learner(model=self.model, prompt=config.prompt)
         self.mesh = partitioning.make_mesh(config.mesh_shape)
+        shards = partitioning.batch_shards(self.mesh)
+        self.learner = Learner(
+            model=self.model, prompt=config.prompt, loss_blocks=config.loss_blocks, batch_shards=shards
+        )
         self.put = functools.partial(partitioning.put_batch, self.mesh)
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]
         if with_data:

@@ -18,6 +18,7 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
+from codegen2_jax.training.head_loss import check_blocks
 from codegen2_jax.training.initialisation import ModelSource
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.step import Labels
@@ -49,6 +50,8 @@ class ContinualLearning:
       leave_out: tasks whose score carries no signal; averages without each of those in the stream are added.
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
       num_shapes: padded batch shapes in use; each is compiled once.
+      loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
+        (training/head_loss.py), 1: none.
       save_every: steps between checkpoints inside a task.
     """
 
@@ -75,6 +78,7 @@ class ContinualLearning:
     leave_out: tuple[str, ...] = ()
     retrieval_only: bool = False
     num_shapes: int = 4
+    loss_blocks: int | None = None
     save_every: int = 50
     task_modules: tuple[str, ...] = ("tasks.pytask_cl", "tasks.codetask_cl")
     cache_dir: str | None = None
@@ -87,6 +91,7 @@ class ContinualLearning:
         for name in (*counts, "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
+        check_blocks(self.loss_blocks)
         if self.eval_examples is not None and self.eval_examples < 1:
             raise UserError(f"eval_examples={self.eval_examples} is out of range; give 1 or more, or None for all.")
         if self.seed < 0:

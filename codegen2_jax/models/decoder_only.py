@@ -20,7 +20,7 @@ from codegen2_jax.models import rotary
 from codegen2_jax.models.attention import MASKED, mask_bias
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.language_models import LanguageModel, Params, laid_out, pooled
-from codegen2_jax.models.layers import dropout, seeds, site, weight
+from codegen2_jax.models.layers import accumulated, dropout, seeds, site, weight
 from codegen2_jax.models.self_attention import causal_or_prefix
 
 
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
     def head(self, x_BTD):
         """float32 logits."""
         table_VD = (self.embedding_VD if self.config.ties_embeddings else self.head_VD).astype(self.config.dtype)
-        logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
+        logits_BTV = accumulated("btd,vd->btv", x_BTD, table_VD)
         return logits_BTV + self.head_bias_V[None, None] if self.config.has_head_bias else logits_BTV
 
     def __call__(self, tokens_BT, rotation, bias_B1TT):
@@ -94,17 +94,16 @@ class DecoderOnly(LanguageModel):
 
     config: DecoderConfig
 
-    def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
-        """Teacher-forced float32 logits_BTV of a batch of either form.
+    def last_states(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
+        """What the head makes logits of, teacher-forced: x_BTD in the compute dtype, for a batch of either form.
 
         Packed: tokens_BT, positions_BT, segments_BT (0 is padding), and bidirectional_BT for a prefix-LM.
-        Pairs: inputs_BS, inputs_mask_BS, decoder_inputs_BT; the logits are those of the decoder's positions.
+        Pairs: inputs_BS, inputs_mask_BS, decoder_inputs_BT; the states are those of the decoder's positions.
         """
         if "tokens_BT" in batch:
             assert prompt_BPD is None, "a prompt stands before a source; packed documents have none"
             x_BTD = self.embed(params, batch["tokens_BT"])
-            x_BTD, _ = self._run(params, x_BTD, batch["positions_BT"], self._packed_bias(batch), dropout_key)
-            return self._apply(params, x_BTD, method="head")
+            return self._run(params, x_BTD, batch["positions_BT"], self._packed_bias(batch), dropout_key)[0]
         x_BSD, mask_BS = self._prefix(params, batch["inputs_BS"], batch["inputs_mask_BS"], prompt_BPD)
         x_BTD = self.embed(params, batch["decoder_inputs_BT"])
         prefix, target = x_BSD.shape[1], x_BTD.shape[1]
@@ -112,7 +111,12 @@ class DecoderOnly(LanguageModel):
         valid_BT = jnp.pad(mask_BS, ((0, 0), (0, target)), constant_values=True)
         x_BTD = jnp.concatenate([x_BSD, x_BTD], axis=1)
         x_BTD, _ = self._run(params, x_BTD, _places(valid_BT), self._bias(valid_BT, prefix), dropout_key)
-        return self._apply(params, x_BTD[:, prefix:], method="head")
+        return x_BTD[:, prefix:]
+
+    def head_weights(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
+        """(table_VD, bias_V or None): logits are `last_states` times the table, transposed, plus the bias."""
+        table_VD = params["embedding" if self.config.ties_embeddings else "head"]
+        return table_VD, params["head_bias"] if self.config.has_head_bias else None
 
     def prefill(self, params: Params, tokens_BS, mask_BS, prompt_BPD=None):
         """One pass over whole prompts: (logits_BV float32 behind each row's last true token, encoded, mask_BS).

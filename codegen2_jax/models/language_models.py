@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from codegen2_jax.models.attention import MASKED, mask_bias
-from codegen2_jax.models.layers import RMSNorm, Weight, initialise
+from codegen2_jax.models.layers import RMSNorm, Weight, accumulated, initialise
 from codegen2_jax.models.t5 import T5, DecoderLayer, T5Config, stack_buckets
 
 Params = dict[str, Any]
@@ -42,6 +42,13 @@ class LanguageModel:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.param_shapes))
+
+    def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
+        """Teacher-forced float32 logits_BTV of a batch, as `last_states` takes it."""
+        x_BTD = self.last_states(params, batch, prompt_BPD, dropout_key=dropout_key)
+        table_VD, bias_V = self.head_weights(params)
+        logits_BTV = accumulated("btd,vd->btv", x_BTD, table_VD.astype(x_BTD.dtype))
+        return logits_BTV if bias_V is None else logits_BTV + bias_V[None, None]
 
     def embed(self, params: Params, tokens_BS) -> jax.Array:
         """Token embeddings x_BSD in the compute dtype."""
@@ -75,13 +82,19 @@ class EncoderDecoder(LanguageModel):
             mask_BS = jnp.concatenate([jnp.ones(prompt_BPD.shape[:2], bool), mask_BS], axis=1)
         return self._apply(params, x_BSD, mask_BS, dropout_key, method="encode"), mask_BS
 
-    def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
-        """Teacher-forced float32 logits_BTV of `batch` (inputs_BS, inputs_mask_BS, decoder_inputs_BT)."""
+    def last_states(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
+        """What the head makes logits of: x_BTD in the compute dtype, teacher-forced on inputs_BS, inputs_mask_BS and
+        decoder_inputs_BT.
+        """
         inputs = (batch["inputs_BS"], batch["inputs_mask_BS"])
         encoded_BSD, mask_BS = self.encode(params, *inputs, prompt_BPD, dropout_key=dropout_key)
         x_BTD = self.embed(params, batch["decoder_inputs_BT"])
         x_BTD = self._apply(params, x_BTD, encoded_BSD, mask_BS, dropout_key, method="decode")
-        return self._apply(params, x_BTD, method="head")
+        return self._apply(params, x_BTD, method="before_head")
+
+    def head_weights(self, params: Params) -> tuple[jax.Array, None]:
+        """(table_VD, None): logits are `last_states` times the table, transposed."""
+        return params["embedding" if self.config.tie_word_embeddings else "head"], None
 
     def query(self, params: Params, inputs_BS, inputs_mask_BS, *, pooling: str = "mean") -> jax.Array:
         """query_BD float32 of the encoder's states, without prompt, dropout or gradient.

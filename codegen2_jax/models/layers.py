@@ -97,6 +97,27 @@ def site(seeds_S2: jax.Array | None, index: int) -> jax.Array | None:
 # ----------------------------------------------------------------------------------------------------------- modules
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def accumulated(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum of two factors of one dtype whose sums are float32, forward and backward.
+
+    Left to itself the backward pass would multiply the float32 gradient with a bfloat16 factor, at float32's speed.
+    """
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _accumulated_forward(equation, a, b):
+    return accumulated(equation, a, b), (a, b)
+
+
+def _accumulated_backward(equation, factors, gradient):
+    _, pull = jax.vjp(partial(jnp.einsum, equation), *factors)
+    return pull(gradient.astype(factors[0].dtype))
+
+
+accumulated.defvjp(_accumulated_forward, _accumulated_backward)
+
+
 @jax.custom_vjp
 def widen(x_BSD: jax.Array, w_DF: jax.Array) -> jax.Array:
     """x w, for F larger than D, with a backward pass that transposes x and not the wider gradient.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from codegen2_jax.models import rotary
 from codegen2_jax.models.attention import MASKED
 from codegen2_jax.models.decoder_config import DecoderConfig
-from codegen2_jax.models.layers import weight
+from codegen2_jax.models.layers import accumulated, weight
 
 TURNS = {"neighbours": rotary.turn_neighbours, "halves": rotary.turn_halves}
 
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BTD, rotation, bias_B1TT):
         """(output_BTD, (k_BTGH, v_BTGH)); the keys are turned already and are what a cache holds."""
         q_BTGRH, k_BTGH, v_BTGH = self._heads(x_BTD, rotation)
-        logits_BGRTT = jnp.einsum("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH, preferred_element_type=jnp.float32)
+        logits_BGRTT = accumulated("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH)
         probs_BGRTT = jax.nn.softmax(logits_BGRTT + bias_B1TT[:, :, None], axis=-1).astype(self.dtype)
         mixed_BTGRH = jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)
         return self._out(mixed_BTGRH), (k_BTGH, v_BTGH)

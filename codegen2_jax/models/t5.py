@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import Attention, causal_bias, mask_bias, position_bias, relative_buckets
-from codegen2_jax.models.layers import DTYPES, REMATS, FeedForward, RMSNorm, dropout, seeds, site, weight
+from codegen2_jax.models.layers import DTYPES, REMATS, FeedForward, RMSNorm, accumulated, dropout, seeds, site, weight
 
 FEED_FORWARDS = ("relu", "gated-gelu")
 
@@ -234,13 +234,16 @@ class T5(nn.Module):
     def decode(self, x_BTD, encoded_BSD, mask_BS, dropout_key=None):
         return self.decoder(x_BTD, mask_bias(mask_BS), encoded_BSD, dropout_key=dropout_key)
 
+    def before_head(self, x_BTD):
+        """What the head's table is multiplied with: scaled by d^-0.5 where tied, since that table has unit variance."""
+        scale = self.config.d_model**-0.5 if self.config.scales_outputs else None
+        return x_BTD if scale is None else x_BTD * jnp.asarray(scale, x_BTD.dtype)
+
     def head(self, x_BTD):
-        """float32 logits. A tied head multiplies by d^-0.5 first: the shared table has unit variance."""
+        """float32 logits."""
         config = self.config
-        if config.scales_outputs:
-            x_BTD = x_BTD * jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
         table_VD = (self.embedding_VD if config.tie_word_embeddings else self.head_VD).astype(config.dtype)
-        return jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
+        return accumulated("btd,vd->btv", self.before_head(x_BTD), table_VD)
 
     def __call__(self, tokens_BS, mask_BS, decoder_BT):
         encoded_BSD = self.encode(self.embed(tokens_BS), mask_BS)

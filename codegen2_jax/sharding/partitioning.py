@@ -5,6 +5,7 @@ does not know is an error, never "replicated": a new weight that is silently cop
 when memory runs out. After the logical axis rules of google-research/t5x `t5x/partitioning.py`, without its fallbacks.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -138,6 +139,12 @@ def _leaf_sharding(mesh, name, logical_axes, shape, rules) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over "data", every other dimension whole; fits arrays of any rank from 1."""
     return NamedSharding(mesh, PartitionSpec(AXIS_RULES["batch"]))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many parts a batch's rows are split into."""
+    axes = AXIS_RULES["batch"]
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

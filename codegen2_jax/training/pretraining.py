@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation, losses, run_directory
+from codegen2_jax.training import initialisation, run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
+from codegen2_jax.training.head_loss import check_blocks
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
 from codegen2_jax.training.pretraining_streams import Streams
 from codegen2_jax.training.signals import StopSignal
@@ -33,6 +34,8 @@ class Pretraining:
         `packed_documents.PackedDocuments` for a decoder.
       z_loss: weight of the squared logarithm of the softmax's normaliser (losses.py), 0 for none.
       export_directory: where the finished model goes; None: MODEL_DIR/export.
+      loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
+        (head_loss.py), 1: none.
       evaluate_every, save_every: steps.
     """
 
@@ -45,6 +48,7 @@ class Pretraining:
     seed: int
     accumulation_steps: int = 1
     z_loss: float = 0.0
+    loss_blocks: int | None = None
     mesh_shape: tuple[int, int] | None = None
     evaluate_every: int = 250
     evaluation_batches: int = 8
@@ -61,6 +65,7 @@ class Pretraining:
             raise UserError(
                 f"accumulation_steps={self.accumulation_steps} does not divide batch_size={self.batch_size}."
             )
+        check_blocks(self.loss_blocks)
         if not self.z_loss >= 0:
             raise UserError(f"z_loss={self.z_loss} is negative; 1e-4 is usual, 0 is none.")
 
@@ -180,7 +185,8 @@ class _Runtime:
     def __init__(self, config: Pretraining, loaded: initialisation.LoadedModel):
         self.config, self.loaded = config, loaded
         self.mesh = partitioning.make_mesh(config.mesh_shape)
-        learner = Learner(model=self.loaded.model)
+        shards = partitioning.batch_shards(self.mesh)
+        learner = Learner(model=self.loaded.model, loss_blocks=config.loss_blocks, batch_shards=shards)
         self.learner = learner
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         rows = jax.tree.map(lambda _: jnp.ones((), bool), {"model": self.loaded.model.param_shapes})
@@ -217,8 +223,8 @@ class _Runtime:
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None))
 
         def loss(params, batch):
-            logits_BTV, _ = learner.forward(params, {}, batch, selection="pool")
-            return losses.cross_entropy(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
+            found, _ = learner.losses(params, {}, batch, batch["loss_mask_BT"], selection="pool")
+            return found.cross_entropy, found.tokens
 
         self._loss = jax.jit(loss)
 
