@@ -18,7 +18,7 @@ from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import runner
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation
+from codegen2_jax.training import attention_choice, initialisation
 from codegen2_jax.training.step import (
     Learner,
     TrainState,
@@ -32,6 +32,8 @@ from codegen2_jax.training.step import (
 SPLITS = ("valid", "test")
 # What a dry run lowers when the data is not cached yet: a batch of 128 source and 128 target tokens, of 4 tasks.
 ASSUMED_SHAPE, ASSUMED_TASKS = (128, 128), 4
+# Positions at which a kernel of attention is tried: no multiple of a tile, as the lengths of pairs are none.
+CHECKED_LENGTH = 328
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Setup:
         self.config = config
         self.loaded = config.source.load()
         self.vocabulary = self.loaded.vocabulary
-        self.model = self.loaded.model
         self.mesh = partitioning.make_mesh(config.mesh_shape)
+        self.model = attention_choice.resolved(self.loaded.model, self.mesh, length=CHECKED_LENGTH)
         shards = partitioning.batch_shards(self.mesh)
         self.learner = Learner(
             model=self.model, prompt=config.prompt, loss_blocks=config.loss_blocks, batch_shards=shards

@@ -119,10 +119,12 @@ class ContinualLearning:
 
     # --------------------------------------------------------------------------------------------------- running
 
-    def run(self, *, config_text: str) -> None:
-        """Learns the stream from wherever the run directory stands."""
+    def run(self, *, config_text: str, profile_steps: tuple[int, int] | None = None) -> None:
+        """Learns the stream from wherever the run directory stands; profile_steps: to trace (`profiling.Profile`)."""
         directory = Path(self.model_dir)
         if self.retrieval_only:
+            if profile_steps is not None:
+                raise UserError("--profile_steps traces training steps, and RETRIEVAL_ONLY=True takes none; drop one.")
             self._study_retrieval(directory, config_text)
             return
         run_directory.check_config(directory, config_text)
@@ -137,7 +139,7 @@ class ContinualLearning:
                 results.show(tracker, finished)
                 return
             with Checkpointer(directory / "checkpoints") as checkpoints, StopSignal() as stop:
-                Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn()
+                Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn(profile_steps)
 
     def _study_retrieval(self, directory: Path, config_text: str) -> None:
         tasks = Setup(self, directory).query_sets()

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from codegen2_jax.models.layers import accumulated, dropout, weight
+from codegen2_jax.models.layers import SCORES, accumulated, dropout, weight
 
 MASKED = -1e9  # finite, so that a row with nothing to attend to stays finite
 
@@ -98,7 +99,7 @@ class Attention(nn.Module):
         q_BQNH = jnp.einsum("bqd,dnh->bqnh", x_BQD, self.q_DNH.astype(self.dtype))
         k_BSNH = jnp.einsum("bsd,dnh->bsnh", memory_BSD, self.k_DNH.astype(self.dtype))
         v_BSNH = jnp.einsum("bsd,dnh->bsnh", memory_BSD, self.v_DNH.astype(self.dtype))
-        logits_BNQS = accumulated("bqnh,bsnh->bnqs", q_BQNH, k_BSNH)
+        logits_BNQS = checkpoint_name(accumulated("bqnh,bsnh->bnqs", q_BQNH, k_BSNH), SCORES)
         if bias_1NQS is not None:
             logits_BNQS = add_bias(logits_BNQS, bias_1NQS)
         if mask_B11S is not None:

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.models import rotary
+from codegen2_jax.models import attention_kernels, rotary
 from codegen2_jax.models.attention import MASKED, mask_bias
+from codegen2_jax.models.attention_kernels import Visible
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.language_models import LanguageModel, Params, laid_out, pooled
-from codegen2_jax.models.layers import accumulated, dropout, seeds, site, weight
-from codegen2_jax.models.self_attention import causal_or_prefix
+from codegen2_jax.models.layers import accumulated, dropout, rematerialised, seeds, site, weight
 
 
 class Blocks(nn.Module):
@@ -30,11 +30,8 @@ class Blocks(nn.Module):
     config: DecoderConfig
 
     def setup(self):
-        layer = self.config.layer()
-        if self.config.remat == "full":
-            layer = nn.remat(layer, prevent_cse=False)  # inside a scan XLA cannot undo the recomputation
         scanned = nn.scan(
-            layer,
+            rematerialised(self.config.layer(), self.config.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
@@ -44,13 +41,13 @@ class Blocks(nn.Module):
         self.layers = scanned(self.config)
         self.final_norm = self.config.norm()
 
-    def __call__(self, x_BTD, rotation, bias_B1TT, dropout_key=None):
+    def __call__(self, x_BTD, rotation, mask, dropout_key=None):
         """(x_BTD, (k_LBTGH, v_LBTGH))."""
         seeds_LS2 = None
         if dropout_key is not None and self.config.dropout_rate > 0.0:
             seeds_LS2 = seeds(dropout_key, 0, (self.config.num_layers, self.config.layer().SITES))
             x_BTD = dropout(x_BTD, site(seeds(dropout_key, 1, (1,)), 0), self.config.dropout_rate)
-        x_BTD, keys_values = self.layers(x_BTD, seeds_LS2, rotation, bias_B1TT)
+        x_BTD, keys_values = self.layers(x_BTD, seeds_LS2, rotation, mask)
         return self.final_norm(x_BTD), keys_values
 
 
@@ -75,8 +72,8 @@ class Decoder(nn.Module):
     def embed(self, tokens_BT):
         return self.embedding_VD[tokens_BT].astype(self.config.dtype)
 
-    def run(self, x_BTD, rotation, bias_B1TT, dropout_key=None):
-        return self.decoder(x_BTD, rotation, bias_B1TT, dropout_key)
+    def run(self, x_BTD, rotation, mask, dropout_key=None):
+        return self.decoder(x_BTD, rotation, mask, dropout_key)
 
     def head(self, x_BTD):
         """float32 logits."""
@@ -84,8 +81,8 @@ class Decoder(nn.Module):
         logits_BTV = accumulated("btd,vd->btv", x_BTD, table_VD)
         return logits_BTV + self.head_bias_V[None, None] if self.config.has_head_bias else logits_BTV
 
-    def __call__(self, tokens_BT, rotation, bias_B1TT):
-        return self.head(self.run(self.embed(tokens_BT), rotation, bias_B1TT)[0])
+    def __call__(self, tokens_BT, rotation, mask):
+        return self.head(self.run(self.embed(tokens_BT), rotation, mask)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +90,7 @@ class DecoderOnly(LanguageModel):
     """A decoder seen from outside. Hashable and without state, so it can be closed over by any jitted function."""
 
     config: DecoderConfig
+    split: attention_kernels.Split | None = None  # how a kernel of attention is cut among devices; None: there is one
 
     def last_states(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
         """What the head makes logits of, teacher-forced: x_BTD in the compute dtype, for a batch of either form.
@@ -103,14 +101,14 @@ class DecoderOnly(LanguageModel):
         if "tokens_BT" in batch:
             assert prompt_BPD is None, "a prompt stands before a source; packed documents have none"
             x_BTD = self.embed(params, batch["tokens_BT"])
-            return self._run(params, x_BTD, batch["positions_BT"], self._packed_bias(batch), dropout_key)[0]
+            return self._run(params, x_BTD, batch["positions_BT"], self._packed(batch), dropout_key)[0]
         x_BSD, mask_BS = self._prefix(params, batch["inputs_BS"], batch["inputs_mask_BS"], prompt_BPD)
         x_BTD = self.embed(params, batch["decoder_inputs_BT"])
         prefix, target = x_BSD.shape[1], x_BTD.shape[1]
         # A target is padded at its end only, where causality hides the padding.
         valid_BT = jnp.pad(mask_BS, ((0, 0), (0, target)), constant_values=True)
         x_BTD = jnp.concatenate([x_BSD, x_BTD], axis=1)
-        x_BTD, _ = self._run(params, x_BTD, _places(valid_BT), self._bias(valid_BT, prefix), dropout_key)
+        x_BTD, _ = self._run(params, x_BTD, _places(valid_BT), self._visible(valid_BT, prefix), dropout_key)
         return x_BTD[:, prefix:]
 
     def head_weights(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
@@ -143,7 +141,7 @@ class DecoderOnly(LanguageModel):
         """
         if pooling not in ("mean", "last"):
             raise UserError(f"query pooling {pooling!r} means nothing for a decoder; choose 'mean' or 'last'.")
-        exact = DecoderOnly(dataclasses.replace(self.config, dtype="float32"))
+        exact = DecoderOnly(dataclasses.replace(self.config, dtype="float32", attention="xla"))
         x_BSD, mask_BS = exact._prefix(params, inputs_BS, inputs_mask_BS, None)
         x_BSD, _ = exact._read(params, x_BSD, mask_BS)
         if pooling == "last":
@@ -233,10 +231,10 @@ class DecoderOnly(LanguageModel):
 
     def _read(self, params, x_BSD, mask_BS):
         """Last states of a prefix, and its keys and values as decoding reads them, each [L, B, G, S, H]."""
-        x_BSD, (k_LBSGH, v_LBSGH) = self._run(params, x_BSD, _places(mask_BS), self._bias(mask_BS, x_BSD.shape[1]))
+        x_BSD, (k_LBSGH, v_LBSGH) = self._run(params, x_BSD, _places(mask_BS), self._visible(mask_BS, x_BSD.shape[1]))
         return x_BSD, (k_LBSGH.swapaxes(2, 3), v_LBSGH.swapaxes(2, 3))
 
-    def _run(self, params, x_BTD, positions_BT, bias_B1TT, dropout_key=None):
+    def _run(self, params, x_BTD, positions_BT, visible: Visible, dropout_key=None):
         config, length = self.config, x_BTD.shape[1]
         if length > config.max_positions and not config.allow_extrapolation:
             raise UserError(
@@ -244,28 +242,28 @@ class DecoderOnly(LanguageModel):
                 "or set allow_extrapolation=True."
             )
         turned = rotary.rotation(positions_BT, config.rotary_dim, config.rope_theta)
-        return self._apply(params, x_BTD, turned, bias_B1TT, dropout_key, method="run")
+        mask = attention_kernels.prepared(config.attention, visible)
+        with attention_kernels.split_by(self.split):
+            return self._apply(params, x_BTD, turned, mask, dropout_key, method="run")
 
-    def _bias(self, valid_BT, prefix: int):
+    def _visible(self, valid_BT, prefix: int) -> Visible:
         """Attention of one document a row, whose first `prefix` places are the source."""
-        if not self.config.prefix_lm:
-            return causal_or_prefix(valid_BT)
-        bidirectional_BT = jnp.broadcast_to(jnp.arange(valid_BT.shape[1])[None] < prefix, valid_BT.shape)
-        return causal_or_prefix(valid_BT, segments_BT=jnp.ones_like(valid_BT, int), bidirectional_BT=bidirectional_BT)
+        return Visible(valid_BT, prefix=prefix if self.config.prefix_lm else 0)
 
-    def _packed_bias(self, batch):
-        return causal_or_prefix(
+    def _packed(self, batch) -> Visible:
+        return Visible(
             batch["segments_BT"] > 0,
             segments_BT=batch["segments_BT"],
             bidirectional_BT=batch["bidirectional_BT"] if self.config.prefix_lm else None,
             across=self.config.attend_across_documents,
+            ends_padded=True,
         )
 
     @functools.cached_property
     def _boxed(self):
         tokens = jnp.zeros((1, 2), jnp.int32)
         turned = rotary.rotation(tokens, self.config.rotary_dim)
-        init = Decoder(self.config).init
+        init = Decoder(dataclasses.replace(self.config, attention="xla")).init
         return jax.eval_shape(init, jax.random.key(0), tokens, turned, jnp.zeros((1, 1, 2, 2)))["params"]
 
     def _apply(self, params, *args, method):

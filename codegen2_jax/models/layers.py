@@ -6,15 +6,33 @@ Shapes: B batch, S length, D width, F MLP width. Parameters are float32; the com
 import math
 import zlib
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 DTYPES = ("float32", "bfloat16")  # of the computation
-REMATS = ("none", "full")
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
+# A policy does not see the products inside a custom_vjp; these stand behind such a one by name.
+WIDENED, SCORES = "widened", "scores"
+
+
+def _keeping(policy, *names: str):
+    policies = jax.checkpoint_policies
+    return policies.save_from_both_policies(policy, policies.save_only_these_names(*names))
+
+
+# What a block keeps for its backward pass; the rest is computed again. "none" keeps all, "full" the block's input
+# alone, "dots" every matrix product, "dots_no_batch" those with weights but not the attention's own (T x T).
+REMATS = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _keeping(jax.checkpoint_policies.dots_saveable, WIDENED, SCORES),
+    "dots_no_batch": _keeping(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, WIDENED),
+}
 
 # ------------------------------------------------------------------------------------------------------ hashed noise
 # Threefry takes XLA about a second of compilation per array on CPU and seconds of a training step; this takes neither.
@@ -140,6 +158,14 @@ def _widen_backward(residuals, gradient_BSF):
 widen.defvjp(_widen_forward, _widen_backward)
 
 
+def rematerialised(layer: type[nn.Module], remat: str) -> type[nn.Module]:
+    """The layer, for a scan, keeping for its backward pass what `remat`, one of REMATS, says."""
+    if remat == "none":
+        return layer
+    # Inside a scan XLA cannot undo the recomputation, so nothing need prevent it.
+    return nn.remat(layer, prevent_cse=False, policy=REMATS[remat])
+
+
 class Weight(nn.LogicallyPartitioned):
     """A declared parameter: its logical axis names, and the standard deviation to draw it with (None: ones)."""
 
@@ -207,7 +233,16 @@ class LayerNorm(nn.Module):
         return (x * scale_D.reshape(row) + bias_D.reshape(row)).astype(self.dtype)
 
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": partial(nn.gelu, approximate=True), "silu": nn.silu}
+def _recomputed(activation):
+    """The activation, keeping nothing but its input for the backward pass: GELU would keep four arrays of its size."""
+    return jax.checkpoint(activation, prevent_cse=False)
+
+
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": _recomputed(partial(nn.gelu, approximate=True)),
+    "silu": _recomputed(nn.silu),
+}
 
 
 class FeedForward(nn.Module):
@@ -234,14 +269,14 @@ class FeedForward(nn.Module):
         outside = weight(self.out_std or self.mlp_dim**-0.5, ("mlp", "embed"), truncated=self.truncated)
         wi_DF = self.param("wi", inside, (width, self.mlp_dim), jnp.float32)
         wo_FD = self.param("wo", outside, (self.mlp_dim, width), jnp.float32)
-        hidden_BSF = widen(x_BSD, wi_DF.astype(dtype))
+        hidden_BSF = checkpoint_name(widen(x_BSD, wi_DF.astype(dtype)), WIDENED)
         if self.biased:
             bias_F = self.param("wi_bias", weight(0.0, ("mlp",)), (self.mlp_dim,), jnp.float32)
             hidden_BSF = hidden_BSF + bias_F.astype(dtype)[None, None]
         hidden_BSF = ACTIVATIONS[self.activation](hidden_BSF)
         if self.gated:
             linear_DF = self.param("wi_linear", inside, (width, self.mlp_dim), jnp.float32)
-            hidden_BSF = hidden_BSF * widen(x_BSD, linear_DF.astype(dtype))
+            hidden_BSF = hidden_BSF * checkpoint_name(widen(x_BSD, linear_DF.astype(dtype)), WIDENED)
         hidden_BSF = dropout(hidden_BSF, seed_2, self.dropout_rate)
         out_BSD = jnp.einsum("bsf,fd->bsd", hidden_BSF, wo_FD.astype(dtype))
         if self.biased:

@@ -147,6 +147,22 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
+def splitter(mesh: Mesh) -> Callable[..., Callable]:
+    """(function, logical axes of its arguments, of its result) -> the function on each device's part of them.
+
+    For kernels that XLA cannot cut by itself; None for a dimension that every device holds whole.
+    """
+
+    def spec(logical_axes):
+        return PartitionSpec(*(None if axis is None else AXIS_RULES[axis] for axis in logical_axes))
+
+    def split(function, in_axes, out_axes):
+        in_specs = tuple(spec(axes) for axes in in_axes)
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=spec(out_axes), check_vma=False)
+
+    return split
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device; fits any rank."""
     return NamedSharding(mesh, PartitionSpec())

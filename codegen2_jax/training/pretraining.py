@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation, run_directory
+from codegen2_jax.training import attention_choice, initialisation, run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.head_loss import check_blocks
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
 from codegen2_jax.training.pretraining_streams import Streams
+from codegen2_jax.training.profiling import Profile
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.step import Learner, TrainState, make_train_step, merge_params, split_params, state_shardings
 from codegen2_jax.training.tracking import Tracker
@@ -71,17 +72,18 @@ class Pretraining:
 
     # --------------------------------------------------------------------------------------------------- running
 
-    def run(self, *, config_text: str) -> None:
+    def run(self, *, config_text: str, profile_steps: tuple[int, int] | None = None) -> None:
+        """Trains and exports from wherever the run directory stands; profile_steps: to trace (`profiling.Profile`)."""
         directory = Path(self.model_dir)
         run_directory.check_config(directory, config_text)
         digest = run_directory.config_digest(config_text)
         with run_directory.occupied(directory):
             if run_directory.finished(directory, digest) is None:
-                self._run(directory, config_text, digest)
+                self._run(directory, config_text, digest, profile_steps)
             else:
                 print(f"{directory} is finished; its results are in {directory / run_directory.SCORES_FILE}.")
 
-    def _run(self, directory: Path, config_text: str, digest: str) -> None:
+    def _run(self, directory: Path, config_text: str, digest: str, profile_steps: tuple[int, int] | None) -> None:
         loaded = self.source.load()
         streams = self.data.open(loaded, batch_size=self.batch_size, seed=self.seed)
         runtime = _Runtime(self, loaded)
@@ -98,6 +100,8 @@ class Pretraining:
                 f"{loaded.model.parameters():,} parameters; "
                 + (f"restored step {step}" if step else f"starting from {self.source.init_from}")
             )
+            ends = {"begins": step, "ends": self.num_steps, "traces": jax.process_index() == 0}
+            profile = Profile(profile_steps, directory, message=tracker.message, **ends)
             self.data.examine(directory, loaded, tracker.message)
             clock, began = Clock(), time.time() - meta["wall_seconds"]
             with tracker.progress("pretraining", self.num_steps, first=step) as progress:
@@ -114,6 +118,7 @@ class Pretraining:
                         progress=progress,
                         clock=clock,
                         stop=stop,
+                        profile=profile,
                     )
                     if step % self.evaluate_every == 0 or step == self.num_steps:
                         meta |= runtime.evaluate(state, streams) | {"seen": streams.seen(step)}
@@ -123,6 +128,7 @@ class Pretraining:
                     meta["wall_seconds"] = time.time() - began
                     checkpoints.save(step, runtime.saved(state), {**meta, "data": iterator.get_state()})
                     raise_if_stopped(stop, self.model_dir)
+            profile.close()
             record = {"complete": True, "config_digest": digest, **self._record(loaded, step, meta)}
             self._export(loaded, state, record)
             tracker.message(f"exported to {self._export_path()}")
@@ -186,7 +192,8 @@ class _Runtime:
         self.config, self.loaded = config, loaded
         self.mesh = partitioning.make_mesh(config.mesh_shape)
         shards = partitioning.batch_shards(self.mesh)
-        learner = Learner(model=self.loaded.model, loss_blocks=config.loss_blocks, batch_shards=shards)
+        model = attention_choice.resolved(self.loaded.model, self.mesh, length=config.data.longest)
+        learner = Learner(model=model, loss_blocks=config.loss_blocks, batch_shards=shards)
         self.learner = learner
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         rows = jax.tree.map(lambda _: jnp.ones((), bool), {"model": self.loaded.model.param_shapes})

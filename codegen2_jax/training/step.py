@@ -199,7 +199,7 @@ def make_train_step(
             opt_state=opt_state,
             skipped=jnp.where(finite, 0, state.skipped + 1),
         )
-        return new_state, {**metrics, "grad_norm": grad_norm, "tokens": tokens}
+        return new_state, {**metrics, "grad_norm": grad_norm, "tokens": tokens, "skipped": new_state.skipped}
 
     return train_step
 
