@@ -7,8 +7,8 @@
   peak      a square product in bfloat16, in JAX and in torch: what the GPU gives, and the rates below are measured by
   pretrain  CodeGen2-1B, AdamW, windows of 2,048 tokens in bfloat16, with xla's and cudnn's attention: tokens/s, and the
             share of the GPU's peak that the model's own FLOPs are (MFU; causal scores count half, recomputation not)
-  finetune  CodeT5-small and -large, AdamW on all weights, on batches of CodeTask-CL; without --data_dir on random tokens
-            of the real lengths. Torch pads dynamically
+  finetune  CodeT5-small and -large, AdamW on all weights, on batches of CodeTask-CL; without --data_dir on random
+            tokens of the real lengths. Torch pads dynamically
   pool      PP-TF's pool (68 keys, 100 vectors) beside frozen weights, on the same batches. Torch computes the query
             with the encoder; ours reads it
   sample    CodeGen2-1B, random weights in bfloat16, top-p 0.95 behind prompts of 128 tokens, batches of 1, 32 and 256

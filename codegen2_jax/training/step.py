@@ -186,12 +186,13 @@ def make_train_step(
         rows = learner.rows(state.trainable, state.prompt_state, batch["task_B"])
         grads = jax.tree.map(lambda g, row: jnp.where(row, g, 0.0), grads, rows)
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable, rows=rows, advance=advance)
-        trainable = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.trainable, updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.trainable, rows=rows, advance=advance, finite=finite
+        )
         # Select, never scale: 0 * NaN is NaN.
-        trainable, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
+        trainable = jax.tree.map(
+            lambda p, u: jnp.where(finite, (p + u).astype(p.dtype), p), state.trainable, updates
         )
         new_state = state.replace(
             step=state.step + advance,
