@@ -364,8 +364,7 @@ def measured(function: str, arguments: dict, work: dict, limit_s: float) -> dict
         except subprocess.TimeoutExpired:
             return {"failed": f"stopped after {limit_s:.0f} s"}
         if done.returncode or not out.exists():
-            lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-            return {"failed": lines[-1][:200]}
+            return {"failed": steps.last_error(done.stderr or done.stdout)}
         return json.loads(out.read_text())
 
 
@@ -420,7 +419,7 @@ def main() -> None:
     rows, began, results = plan(work), time.perf_counter(), {}
     if arguments.rows:
         asked = arguments.rows.split(",")
-        rows = {name: row for name, row in rows.items() if name == "peak, jax" or any(part in name for part in asked)}
+        rows = {name: row for name, row in rows.items() if name == "peak, jax" or any(map(name.count, asked))}
     for name, (function, given) in rows.items():
         left = arguments.minutes * 60 - (time.perf_counter() - began)
         start = time.perf_counter()

@@ -84,7 +84,8 @@ def timed(step: steps.Step, batch: dict, rounds: int) -> dict:
 def pool_point(name: str, value: int, shape: dict, batch_shape: tuple[int, int, int], rounds: int) -> dict:
     """A pool's step: of `value` keys for four tasks, or of KEYS_EACH keys for each of `value` tasks."""
     tasks = steps.NUM_TASKS if name == "pool" else value
-    config = steps.config_of("tiny-t5", **shape)
+    # Prompts start as rows of the embedding, each its own: five times as many as keys.
+    config = steps.config_of("tiny-t5", **shape | {"vocab_size": 4 * shape["vocab_size"]})
     batch = steps.pairs(config, *batch_shape, query=True)
     batch["task_B"] = np.arange(batch_shape[0], dtype=np.int32) % tasks
     before = dict(steps.POOL), steps.NUM_TASKS
@@ -159,7 +160,7 @@ def point(name: str, value: int, arguments: argparse.Namespace) -> dict:
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if not out.exists():
-            raise SystemExit(f"error: {name}={value} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            raise SystemExit(f"error: {name}={value} failed: {steps.last_error(done.stderr or done.stdout)}")
         return json.loads(out.read_text()) | {"value": value}
 
 

@@ -5,6 +5,7 @@ Used by roofline.py, scaling.py, memory.py and gpu.py. Nothing here needs SeqIO,
 
 import dataclasses
 import json
+import re
 import resource
 import statistics
 import time
@@ -228,6 +229,12 @@ def memory_of(compiled: Any) -> dict[str, float]:
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
     parts = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes, "peak": peak}
     return {name: round(size / 2**20, 2) for name, size in parts.items()}
+
+
+def last_error(text: str) -> str:
+    """The line of a traceback that says what happened; JAX writes some more behind it."""
+    lines = text.strip().splitlines() or ["no message"]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exit|Exception)\b", line)), lines[-1])[:200]
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:

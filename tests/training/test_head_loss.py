@@ -8,6 +8,7 @@ import pytest
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.language_models import EncoderDecoder
 from codegen2_jax.models.t5 import T5Config
+from codegen2_jax.sharding import partitioning
 from codegen2_jax.training import head_loss
 from codegen2_jax.training.head_loss import Head, Layout
 from codegen2_jax.training.step import Learner
@@ -132,6 +133,22 @@ def test_a_model_learns_the_same_with_and_without_blocks():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.max(np.abs(other)))
+
+
+def test_blocks_on_a_mesh_that_splits_rows_and_vocabulary():
+    x_BTD, head, targets_BT, mask_BT = drawn(48, bias=True)
+    x_BTD, targets_BT, mask_BT = (np.concatenate([x, x])[:4] for x in (np.asarray(x_BTD), targets_BT, mask_BT))
+
+    def objective(x_BTD, head):
+        return head_loss.head_loss(x_BTD, head, targets_BT, mask_BT, z_weight=0.1, blocks=3).objective
+
+    graded = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
+    expected = graded(x_BTD, head)
+    mesh = partitioning.make_mesh((4, 2))
+    by_entry = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
+    found = graded(jax.device_put(x_BTD, partitioning.batch_sharding(mesh)), jax.device_put(head, by_entry))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_need_a_fraction_of_the_memory():
