@@ -25,7 +25,7 @@ T5_SHAPES = {
 DECODER_SHAPES = {
     "codegen2-1b": dict(vocab_size=51200, d_model=2048, layers=16, num_heads=16, head_dim=128, rotary_dim=64),
     "codegen-125m": dict(vocab_size=51200, d_model=768, layers=12, num_heads=12, head_dim=64, rotary_dim=32),
-    "tiny-decoder": dict(vocab_size=512, d_model=64, layers=2, num_heads=2, head_dim=32, rotary_dim=16),
+    "tiny-decoder": dict(vocab_size=512, d_model=64, layers=2, num_heads=4, head_dim=16, rotary_dim=8),
 }
 POOL = dict(top_k=20, prompt_length=5, assignment="code")  # PP-TF as released: 68 keys, 100 vectors in front
 NUM_TASKS = 4
@@ -234,7 +234,8 @@ def memory_of(compiled: Any) -> dict[str, float]:
 def last_error(text: str) -> str:
     """The line of a traceback that says what happened; JAX writes some more behind it."""
     lines = text.strip().splitlines() or ["no message"]
-    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exit|Exception)\b", line)), lines[-1])[:200]
+    raised = (line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exit|Exception)\b", line))
+    return next(raised, lines[-1])[:200]
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
