@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from codegen2_jax.models.layers import SCORES, accumulated, dropout, weight
+from codegen2_jax.models.layers import SCORES, accumulated, dropout, softmax, weight
 
 MASKED = -1e9  # finite, so that a row with nothing to attend to stays finite
 
@@ -104,8 +104,7 @@ class Attention(nn.Module):
             logits_BNQS = add_bias(logits_BNQS, bias_1NQS)
         if mask_B11S is not None:
             logits_BNQS = logits_BNQS + mask_B11S
-        probs_BNQS = jax.nn.softmax(logits_BNQS, axis=-1)
-        probs_BNQS = dropout(probs_BNQS.astype(self.dtype), seed_2, self.dropout_rate)
+        probs_BNQS = dropout(softmax(logits_BNQS, self.dtype), seed_2, self.dropout_rate)
         mixed_BQNH = jnp.einsum("bnqs,bsnh->bqnh", probs_BNQS, v_BSNH)
         return jnp.einsum("bqnh,nhd->bqd", mixed_BQNH, self.o_NHD.astype(self.dtype))
 

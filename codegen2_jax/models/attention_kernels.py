@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import MASKED
-from codegen2_jax.models.layers import SCORES, accumulated
+from codegen2_jax.models.layers import SCORES, accumulated, softmax
 
 Implementation = Literal["xla", "cudnn", "splash", "auto"]
 IMPLEMENTATIONS = get_args(Implementation)
@@ -117,7 +117,7 @@ def attend(implementation: str, q_BTGRH, k_BTGH, v_BTGH, mask) -> jax.Array:
     """mixed_BTGRH of queries that are divided by sqrt(H) already; mask: from `prepared`."""
     if implementation in ("xla", "auto"):
         logits_BGRTT = checkpoint_name(accumulated("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH), SCORES)
-        probs_BGRTT = jax.nn.softmax(logits_BGRTT + mask[:, :, None], axis=-1).astype(q_BTGRH.dtype)
+        probs_BGRTT = softmax(logits_BGRTT + mask[:, :, None], q_BTGRH.dtype)
         return jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)
     B, T, G, R, H = q_BTGRH.shape
     q_BTNH = q_BTGRH.reshape(B, T, G * R, H)

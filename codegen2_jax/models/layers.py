@@ -136,6 +136,28 @@ def _accumulated_backward(equation, factors, gradient):
 accumulated.defvjp(_accumulated_forward, _accumulated_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(logits: jax.Array, dtype: Any) -> jax.Array:
+    """Over the last axis, in float32, then of this dtype; keeps nothing but its result for the backward pass.
+
+    Scores are the largest arrays of a layer, and JAX's own keeps two of their size.
+    """
+    return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _softmax_forward(logits, dtype):
+    probs = softmax(logits, dtype)
+    return probs, probs
+
+
+def _softmax_backward(dtype, probs, gradient):
+    probs, gradient = probs.astype(jnp.float32), gradient.astype(jnp.float32)
+    return (probs * (gradient - jnp.sum(probs * gradient, axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 @jax.custom_vjp
 def widen(x_BSD: jax.Array, w_DF: jax.Array) -> jax.Array:
     """x w, for F larger than D, with a backward pass that transposes x and not the wider gradient.
@@ -202,6 +224,11 @@ def initialise(key: jax.Array, boxed) -> dict:
     return jax.tree.map_with_path(draw, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
 
 
+def _recomputed(function):
+    """The function, keeping nothing but its inputs for the backward pass: GELU would keep four arrays of its size."""
+    return jax.checkpoint(function, prevent_cse=False)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * scale: no mean, no bias, statistics in float32 (Zhang and Sennrich 2019)."""
 
@@ -211,9 +238,13 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BSD):
         scale_D = self.param("scale", weight(None, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
-        x = x_BSD.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+        def normed(x, scale_D):
+            x = x.astype(jnp.float32)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+            return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+        return _recomputed(normed)(x_BSD, scale_D)
 
 
 class LayerNorm(nn.Module):
@@ -226,16 +257,15 @@ class LayerNorm(nn.Module):
     def __call__(self, x_BSD):
         scale_D = self.param("scale", weight(None, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
         bias_D = self.param("bias", weight(0.0, ("embed",)), (x_BSD.shape[-1],), jnp.float32)
-        x = x_BSD.astype(jnp.float32)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        row = (1,) * (x.ndim - 1) + (-1,)
-        return (x * scale_D.reshape(row) + bias_D.reshape(row)).astype(self.dtype)
 
+        def normed(x, scale_D, bias_D):
+            x = x.astype(jnp.float32)
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+            row = (1,) * (x.ndim - 1) + (-1,)
+            return (x * scale_D.reshape(row) + bias_D.reshape(row)).astype(self.dtype)
 
-def _recomputed(activation):
-    """The activation, keeping nothing but its input for the backward pass: GELU would keep four arrays of its size."""
-    return jax.checkpoint(activation, prevent_cse=False)
+        return _recomputed(normed)(x_BSD, scale_D, bias_D)
 
 
 ACTIVATIONS = {
