@@ -10,6 +10,7 @@ Files are looked for in the working directory, in --gin_search_paths, and in the
 import argparse
 import dataclasses
 import importlib.util
+import inspect
 import io
 import logging
 import os
@@ -18,6 +19,7 @@ import re
 import sys
 import textwrap
 import tokenize
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,7 @@ FLAGS = {
     "num_processes": (flags.DEFINE_integer, None, "How many processes run together, where no cluster tells."),
     "process_id": (flags.DEFINE_integer, None, "Number of this process, from 0, where no cluster tells."),
     "connect_timeout": (flags.DEFINE_integer, 300, "Seconds to wait for the other processes."),
+    "profile_steps": (flags.DEFINE_string, None, "FIRST:LAST, steps to trace into MODEL_DIR/profile."),
     "help": (flags.DEFINE_bool, False, "Show this."),
 }
 
@@ -76,6 +79,18 @@ class Options:
     num_processes: int | None
     process_id: int | None
     connect_timeout: int
+    profile_steps: str | None
+
+    def run_arguments(self) -> dict[str, tuple[int, int]]:
+        """What the flags add to a job's `run`; UserError for steps that are no range."""
+        if self.profile_steps is None:
+            return {}
+        match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise UserError(
+                f"--profile_steps={self.profile_steps} is no range of steps; --profile_steps=10:15 traces 10 to 14."
+            )
+        return {"profile_steps": (int(match[1]), int(match[2]))}
 
 
 def run(argv: list[str], usage: str, restart: bool = False) -> int:
@@ -122,7 +137,9 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
     if options is None:
         return
     config = read(options)
+    arguments = options.run_arguments()
     if restart and not (options.print_config or options.dry_run or options.show_batch):
+        use_compilation_cache()
         use_large_allocations()
     if not (options.print_config or options.show_batch):
         meeting = processes.Meeting(options.coordinator_address, options.num_processes, options.process_id)
@@ -137,7 +154,9 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
     elif options.show_batch:
         job.show_batch()
     else:
-        job.run(config_text=without_places(text))
+        if arguments and "profile_steps" not in inspect.signature(job.run).parameters:
+            raise UserError(f"--profile_steps traces training steps, and {type(job).__name__} takes none; drop it.")
+        job.run(config_text=without_places(text), **arguments)
 
 
 def describe(argv: list[str]) -> tuple[object, str]:
@@ -408,6 +427,21 @@ def without_places(text: str) -> str:
     """A configuration without the macros that only say where things lie."""
     names = "|".join(PLACES)
     return re.sub(rf"^(?:{names}) = (?:\\\n(?: .*\n)+|.*\n)", "", text, flags=re.MULTILINE)
+
+
+def use_compilation_cache() -> None:
+    """Has JAX keep what it compiles between runs, unless JAX_COMPILATION_CACHE_DIR says where, or "" for nowhere.
+
+    A folder for each kind of processor: programs that were compiled for one may not run on another.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = caches / "codegen2_jax" / "xla_programs" / f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def use_large_allocations() -> None:

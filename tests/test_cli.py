@@ -246,6 +246,9 @@ MISTAKES = {
     "--gin_fil=x": "unknown flag --gin_fil; did you mean --gin_file?",
     "--SEED=3": "unknown flag --SEED; macros and parameters are set by --gin.NAME=VALUE.",
     "--dry_run=3": "flag --dry_run=3: ",
+    "--profile_steps=5:3": "--profile_steps=5:3 is no range of steps; --profile_steps=10:15 traces 10 to 14.",
+    "--profile_steps=7": "--profile_steps=7 is no range of steps; ",
+    "--profile_steps=1:2": "--profile_steps traces training steps, and Job takes none; drop it.",
     "--gin.SEED": "--gin.SEED: the value follows an equals sign: --gin.SEED=VALUE",
     "other.gin": "unexpected argument 'other.gin'; write --gin_file=other.gin.",
     # files
@@ -323,6 +326,17 @@ def test_a_mistake_in_what_is_configured_names_file_and_line(command, text):
 def test_no_file_at_all_lists_the_run_files(command):
     code, _, err = command(gin_file=None)
     assert code == 2 and err.startswith("error: no --gin_file given; one of ") and "pp_tf.gin" in err
+
+
+def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    cli.use_compilation_cache()
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.parent == tmp_path / "codegen2_jax" / "xla_programs"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    cli.use_compilation_cache()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
 
 
 def test_an_unreadable_file(command):

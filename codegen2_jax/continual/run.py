@@ -13,6 +13,7 @@ from codegen2_jax.continual.setup import Setup
 from codegen2_jax.evaluation.runner import mean_loss
 from codegen2_jax.training import run_directory
 from codegen2_jax.training.loop import LOG_EVERY, Clock, raise_if_stopped, run_steps
+from codegen2_jax.training.profiling import Profile
 from codegen2_jax.training.step import TrainState
 
 
@@ -32,8 +33,12 @@ class Run:
     def _number(self, stage: int, step: int) -> int:
         return stage * (self.setup.steps_per_stage + 1) + step
 
-    def learn(self) -> None:
+    def learn(self, profile_steps: tuple[int, int] | None = None) -> None:
         state, best, meta = self._restore()
+        total = self.setup.steps_per_stage
+        begins = meta["stage"] * total + (total if meta["trained"] else int(state.step))
+        ends = {"begins": begins, "ends": self.num_stages * total, "traces": jax.process_index() == 0}
+        self.profile = Profile(profile_steps, self.directory, message=self.tracker.message, **ends)
         config = self.config
         while meta["stage"] < self.num_stages:
             if not meta["trained"]:
@@ -52,6 +57,7 @@ class Run:
             self._save(state, best, meta, step=0)
             self._write(meta, complete=False)
             raise_if_stopped(self.stop, config.model_dir)
+        self.profile.close()
         results.show(self.tracker, self._write(meta, complete=True))
 
     # ---------------------------------------------------------------------------------------------------- stages
@@ -107,6 +113,7 @@ class Run:
                     stop=self.stop,
                     labels={"task": name},
                     metric_offset=stage * total,
+                    profile=self.profile,
                 )
                 meta["examples_seen"] = meta["examples_before"] + step * config.batch_size
                 meta["replayed_seen"] += (step - first) * replayed

@@ -19,7 +19,7 @@ from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import runner
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation, ordered_reduction
+from codegen2_jax.training import attention_choice, initialisation, ordered_reduction
 from codegen2_jax.training.step import (
     Learner,
     TrainState,
@@ -33,6 +33,8 @@ from codegen2_jax.training.step import (
 SPLITS = ("valid", "test")
 # What a dry run lowers when the data is not cached yet: a batch of 128 source and 128 target tokens, of 4 tasks.
 ASSUMED_SHAPE, ASSUMED_TASKS = (128, 128), 4
+# Positions at which a kernel of attention is tried: no multiple of a tile, as the lengths of pairs are none.
+CHECKED_LENGTH = 328
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +124,16 @@ class Setup:
         self.loaded = config.source.load()
         self.vocabulary = self.loaded.vocabulary
         self.layout = partitioning.make_layout(config.mesh, config.axes)
-        self.model = self.loaded.model
-        if not config.ordered_reduction:
+        whole = config.ordered_reduction > 0
+        self.model = attention_choice.resolved(self.loaded.model, self.layout, length=CHECKED_LENGTH, cut=not whole)
+        if not whole:
             self.model = dataclasses.replace(self.model, constrain=self.layout.constrain)
-        self.learner = Learner(model=self.model, prompt=config.prompt)
+        self.learner = Learner(
+            model=self.model,
+            prompt=config.prompt,
+            loss_blocks=config.loss_blocks,
+            batch_shards=1 if whole else self.layout.batch_parts,
+        )
         self.put = functools.partial(partitioning.put_batch, self.layout)
         self.put_whole = functools.partial(partitioning.put_batch, self.layout, whole=True)
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]

@@ -18,6 +18,7 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
+from codegen2_jax.training.head_loss import check_blocks
 from codegen2_jax.training.initialisation import ModelSource
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.step import Labels
@@ -49,6 +50,8 @@ class ContinualLearning:
       leave_out: tasks whose score carries no signal; averages without each of those in the stream are added.
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
       num_shapes: padded batch shapes in use; each is compiled once.
+      loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
+        (training/head_loss.py), 1: none.
       save_every: steps between checkpoints inside a task.
       ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
         number of devices that divides it (training/ordered_reduction.py); 0: as the compiler likes.
@@ -78,6 +81,7 @@ class ContinualLearning:
     leave_out: tuple[str, ...] = ()
     retrieval_only: bool = False
     num_shapes: int = 4
+    loss_blocks: int | None = None
     save_every: int = 50
     task_modules: tuple[str, ...] = ("tasks.pytask_cl", "tasks.codetask_cl")
     cache_dir: str | None = None
@@ -92,6 +96,7 @@ class ContinualLearning:
         for name in (*counts, "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
+        check_blocks(self.loss_blocks)
         if self.eval_examples is not None and self.eval_examples < 1:
             raise UserError(f"eval_examples={self.eval_examples} is out of range; give 1 or more, or None for all.")
         if self.seed < 0:
@@ -119,10 +124,12 @@ class ContinualLearning:
 
     # --------------------------------------------------------------------------------------------------- running
 
-    def run(self, *, config_text: str) -> None:
-        """Learns the stream from wherever the run directory stands."""
+    def run(self, *, config_text: str, profile_steps: tuple[int, int] | None = None) -> None:
+        """Learns the stream from wherever the run directory stands; profile_steps: to trace (`profiling.Profile`)."""
         directory = Path(self.model_dir)
         if self.retrieval_only:
+            if profile_steps is not None:
+                raise UserError("--profile_steps traces training steps, and RETRIEVAL_ONLY=True takes none; drop one.")
             self._study_retrieval(directory, config_text)
             return
         run_directory.check_config(directory, config_text)
@@ -137,7 +144,7 @@ class ContinualLearning:
                 results.show(tracker, finished)
                 return
             with Checkpointer(directory / "checkpoints") as checkpoints, StopSignal() as stop:
-                Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn()
+                Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn(profile_steps)
 
     def _study_retrieval(self, directory: Path, config_text: str) -> None:
         tasks = Setup(self, directory).query_sets()

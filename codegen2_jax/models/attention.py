@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from codegen2_jax.models.layers import dropout, weight
+from codegen2_jax.models.layers import SCORES, accumulated, dropout, softmax, weight
 from codegen2_jax.models.placement import constrain
 
 MASKED = -1e9  # finite, so that a row with nothing to attend to stays finite
@@ -101,13 +102,12 @@ class Attention(nn.Module):
         v_BSNH = jnp.einsum("bsd,dnh->bsnh", memory_BSD, self.v_DNH.astype(self.dtype))
         q_BQNH = constrain(q_BQNH, "batch", "length", "heads", "head_dim")
         k_BSNH, v_BSNH = (constrain(x, "batch", "keys", "heads", "head_dim") for x in (k_BSNH, v_BSNH))
-        logits_BNQS = jnp.einsum("bqnh,bsnh->bnqs", q_BQNH, k_BSNH, preferred_element_type=jnp.float32)
+        logits_BNQS = checkpoint_name(accumulated("bqnh,bsnh->bnqs", q_BQNH, k_BSNH), SCORES)
         if bias_1NQS is not None:
             logits_BNQS = add_bias(logits_BNQS, bias_1NQS)
         if mask_B11S is not None:
             logits_BNQS = logits_BNQS + mask_B11S
-        probs_BNQS = jax.nn.softmax(logits_BNQS, axis=-1)
-        probs_BNQS = dropout(probs_BNQS.astype(self.dtype), seed_2, self.dropout_rate)
+        probs_BNQS = dropout(softmax(logits_BNQS, self.dtype), seed_2, self.dropout_rate)
         mixed_BQNH = jnp.einsum("bnqs,bsnh->bqnh", probs_BNQS, v_BSNH)
         return jnp.einsum("bqnh,nhd->bqd", mixed_BQNH, self.o_NHD.astype(self.dtype))
 

@@ -89,10 +89,10 @@ class CodeGenLayer(nn.Module):
             truncated=config.truncates,
         )
 
-    def __call__(self, x_BTD, seeds_S2, rotation, bias_B1TT):
+    def __call__(self, x_BTD, seeds_S2, rotation, mask):
         """(x_BTD, (k_BTGH, v_BTGH))."""
         y_BTD = self.norm(x_BTD)
-        attended_BTD, keys_values = self.attention(y_BTD, rotation, bias_B1TT)
+        attended_BTD, keys_values = self.attention(y_BTD, rotation, mask)
         rate = self.config.dropout_rate
         x_BTD = x_BTD + dropout(attended_BTD, site(seeds_S2, 0), rate)
         x_BTD = x_BTD + dropout(self.mlp(y_BTD), site(seeds_S2, 1), rate)

@@ -5,7 +5,8 @@ import dataclasses
 import flax.linen as nn
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.models.layers import DTYPES, REMATS
+from codegen2_jax.models.attention_kernels import IMPLEMENTATIONS, Implementation
+from codegen2_jax.models.layers import DTYPES, REMATS, Remat
 
 SIZES = ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "head_dim", "max_positions")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -22,8 +23,9 @@ class DecoderConfig:
       attend_across_documents: whether a packed document sees those before it in its window (CodeGen2's choice).
       bos_token_id, eos_token_id, pad_token_id: None to take the vocabulary's.
       decoder_start_token_id: what stands between a source and its target when the model learns pairs.
-      dtype: of the computation; parameters are always float32. remat: "full" forgets a block's activations and
-        computes them again in the backward pass.
+      dtype: of the computation; parameters are always float32. remat: what a block keeps for its backward pass, one
+        of layers.REMATS. attention: how it is computed, one of attention_kernels.IMPLEMENTATIONS; "auto" that
+        nothing has resolved (attention_kernels.choose) is "xla".
     """
 
     vocab_size: int
@@ -42,14 +44,15 @@ class DecoderConfig:
     decoder_start_token_id: int | None = None
     dropout_rate: float = 0.0
     dtype: str = "float32"
-    remat: str = "none"
+    remat: Remat = "none"
+    attention: Implementation = "xla"
 
     def __post_init__(self):
         name = type(self).__name__
         for field in SIZES:
             if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
                 raise UserError(f"{name}.{field}={getattr(self, field)!r} is no integer from 1; give the real size.")
-        for field, choices in (("dtype", DTYPES), ("remat", REMATS)):
+        for field, choices in (("dtype", DTYPES), ("remat", tuple(REMATS)), ("attention", IMPLEMENTATIONS)):
             if getattr(self, field) not in choices:
                 raise UserError(f"{name}.{field}={getattr(self, field)!r} is unknown; choose one of {choices}.")
         if not 0.0 <= self.dropout_rate < 1.0:

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.models import rotary
+from codegen2_jax.models import attention_kernels, rotary
 from codegen2_jax.models.attention import MASKED, mask_bias
+from codegen2_jax.models.attention_kernels import Visible
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.language_models import LanguageModel, Params, laid_out, pooled
-from codegen2_jax.models.layers import dropout, seeds, site, weight
+from codegen2_jax.models.layers import accumulated, dropout, rematerialised, seeds, site, weight
 from codegen2_jax.models.placement import Constrain, constrain, placed_by
-from codegen2_jax.models.self_attention import causal_or_prefix
 
 SLOTS = ("batch", "kv_heads", "beam", "keys", "head_dim")  # of the cache: [B, G, K, T, H]
 
@@ -33,11 +33,8 @@ class Blocks(nn.Module):
     config: DecoderConfig
 
     def setup(self):
-        layer = self.config.layer()
-        if self.config.remat == "full":
-            layer = nn.remat(layer, prevent_cse=False)  # inside a scan XLA cannot undo the recomputation
         scanned = nn.scan(
-            layer,
+            rematerialised(self.config.layer(), self.config.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
@@ -47,14 +44,14 @@ class Blocks(nn.Module):
         self.layers = scanned(self.config)
         self.final_norm = self.config.norm()
 
-    def __call__(self, x_BTD, rotation, bias_B1TT, dropout_key=None):
+    def __call__(self, x_BTD, rotation, mask, dropout_key=None):
         """(x_BTD, (k_LBTGH, v_LBTGH))."""
         seeds_LS2 = None
         if dropout_key is not None and self.config.dropout_rate > 0.0:
             seeds_LS2 = seeds(dropout_key, 0, (self.config.num_layers, self.config.layer().SITES))
             x_BTD = dropout(x_BTD, site(seeds(dropout_key, 1, (1,)), 0), self.config.dropout_rate)
         x_BTD = constrain(x_BTD, "batch", "sequence", "features")
-        x_BTD, keys_values = self.layers(x_BTD, seeds_LS2, rotation, bias_B1TT)
+        x_BTD, keys_values = self.layers(x_BTD, seeds_LS2, rotation, mask)
         return self.final_norm(x_BTD), keys_values
 
 
@@ -79,17 +76,17 @@ class Decoder(nn.Module):
     def embed(self, tokens_BT):
         return self.embedding_VD[tokens_BT].astype(self.config.dtype)
 
-    def run(self, x_BTD, rotation, bias_B1TT, dropout_key=None):
-        return self.decoder(x_BTD, rotation, bias_B1TT, dropout_key)
+    def run(self, x_BTD, rotation, mask, dropout_key=None):
+        return self.decoder(x_BTD, rotation, mask, dropout_key)
 
     def head(self, x_BTD):
         """float32 logits."""
         table_VD = (self.embedding_VD if self.config.ties_embeddings else self.head_VD).astype(self.config.dtype)
-        logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
+        logits_BTV = accumulated("btd,vd->btv", x_BTD, table_VD)
         return logits_BTV + self.head_bias_V[None, None] if self.config.has_head_bias else logits_BTV
 
-    def __call__(self, tokens_BT, rotation, bias_B1TT):
-        return self.head(self.run(self.embed(tokens_BT), rotation, bias_B1TT)[0])
+    def __call__(self, tokens_BT, rotation, mask):
+        return self.head(self.run(self.embed(tokens_BT), rotation, mask)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,26 +95,31 @@ class DecoderOnly(LanguageModel):
 
     config: DecoderConfig
     constrain: Constrain | None = None
+    split: attention_kernels.Split | None = None  # how a kernel of attention is cut among devices; None: there is one
 
-    def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
-        """Teacher-forced float32 logits_BTV of a batch of either form.
+    def last_states(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
+        """What the head makes logits of, teacher-forced: x_BTD in the compute dtype, for a batch of either form.
 
         Packed: tokens_BT, positions_BT, segments_BT (0 is padding), and bidirectional_BT for a prefix-LM.
-        Pairs: inputs_BS, inputs_mask_BS, decoder_inputs_BT; the logits are those of the decoder's positions.
+        Pairs: inputs_BS, inputs_mask_BS, decoder_inputs_BT; the states are those of the decoder's positions.
         """
         if "tokens_BT" in batch:
             assert prompt_BPD is None, "a prompt stands before a source; packed documents have none"
             x_BTD = self.embed(params, batch["tokens_BT"])
-            x_BTD, _ = self._run(params, x_BTD, batch["positions_BT"], self._packed_bias(batch), dropout_key)
-            return self.placed(self._apply(params, x_BTD, method="head"), "batch", "length", "vocab")
+            return self._run(params, x_BTD, batch["positions_BT"], self._packed(batch), dropout_key)[0]
         x_BSD, mask_BS = self._prefix(params, batch["inputs_BS"], batch["inputs_mask_BS"], prompt_BPD)
         x_BTD = self.embed(params, batch["decoder_inputs_BT"])
         prefix, target = x_BSD.shape[1], x_BTD.shape[1]
         # A target is padded at its end only, where causality hides the padding.
         valid_BT = jnp.pad(mask_BS, ((0, 0), (0, target)), constant_values=True)
         x_BTD = jnp.concatenate([x_BSD, x_BTD], axis=1)
-        x_BTD, _ = self._run(params, x_BTD, _places(valid_BT), self._bias(valid_BT, prefix), dropout_key)
-        return self.placed(self._apply(params, x_BTD[:, prefix:], method="head"), "batch", "length", "vocab")
+        x_BTD, _ = self._run(params, x_BTD, _places(valid_BT), self._visible(valid_BT, prefix), dropout_key)
+        return x_BTD[:, prefix:]
+
+    def head_weights(self, params: Params) -> tuple[jax.Array, jax.Array | None]:
+        """(table_VD, bias_V or None): logits are `last_states` times the table, transposed, plus the bias."""
+        table_VD = params["embedding" if self.config.ties_embeddings else "head"]
+        return table_VD, params["head_bias"] if self.config.has_head_bias else None
 
     def prefill(self, params: Params, tokens_BS, mask_BS, prompt_BPD=None):
         """One pass over whole prompts: (logits_BV float32 behind each row's last true token, encoded, mask_BS).
@@ -144,7 +146,9 @@ class DecoderOnly(LanguageModel):
         """
         if pooling not in ("mean", "last"):
             raise UserError(f"query pooling {pooling!r} means nothing for a decoder; choose 'mean' or 'last'.")
-        exact = dataclasses.replace(self, config=dataclasses.replace(self.config, dtype="float32"))
+        exact = dataclasses.replace(
+            self, config=dataclasses.replace(self.config, dtype="float32", attention="xla"), split=None
+        )
         x_BSD, mask_BS = exact._prefix(params, inputs_BS, inputs_mask_BS, None)
         x_BSD, _ = exact._read(params, x_BSD, mask_BS)
         if pooling == "last":
@@ -236,10 +240,10 @@ class DecoderOnly(LanguageModel):
 
     def _read(self, params, x_BSD, mask_BS):
         """Last states of a prefix, and its keys and values as decoding reads them, each [L, B, G, S, H]."""
-        x_BSD, (k_LBSGH, v_LBSGH) = self._run(params, x_BSD, _places(mask_BS), self._bias(mask_BS, x_BSD.shape[1]))
+        x_BSD, (k_LBSGH, v_LBSGH) = self._run(params, x_BSD, _places(mask_BS), self._visible(mask_BS, x_BSD.shape[1]))
         return x_BSD, (k_LBSGH.swapaxes(2, 3), v_LBSGH.swapaxes(2, 3))
 
-    def _run(self, params, x_BTD, positions_BT, bias_B1TT, dropout_key=None):
+    def _run(self, params, x_BTD, positions_BT, visible: Visible, dropout_key=None):
         config, length = self.config, x_BTD.shape[1]
         if length > config.max_positions and not config.allow_extrapolation:
             raise UserError(
@@ -247,28 +251,28 @@ class DecoderOnly(LanguageModel):
                 "or set allow_extrapolation=True."
             )
         turned = rotary.rotation(positions_BT, config.rotary_dim, config.rope_theta)
-        return self._apply(params, x_BTD, turned, bias_B1TT, dropout_key, method="run")
+        mask = attention_kernels.prepared(config.attention, visible)
+        with attention_kernels.split_by(self.split):
+            return self._apply(params, x_BTD, turned, mask, dropout_key, method="run")
 
-    def _bias(self, valid_BT, prefix: int):
+    def _visible(self, valid_BT, prefix: int) -> Visible:
         """Attention of one document a row, whose first `prefix` places are the source."""
-        if not self.config.prefix_lm:
-            return causal_or_prefix(valid_BT)
-        bidirectional_BT = jnp.broadcast_to(jnp.arange(valid_BT.shape[1])[None] < prefix, valid_BT.shape)
-        return causal_or_prefix(valid_BT, segments_BT=jnp.ones_like(valid_BT, int), bidirectional_BT=bidirectional_BT)
+        return Visible(valid_BT, prefix=prefix if self.config.prefix_lm else 0)
 
-    def _packed_bias(self, batch):
-        return causal_or_prefix(
+    def _packed(self, batch) -> Visible:
+        return Visible(
             batch["segments_BT"] > 0,
             segments_BT=batch["segments_BT"],
             bidirectional_BT=batch["bidirectional_BT"] if self.config.prefix_lm else None,
             across=self.config.attend_across_documents,
+            ends_padded=True,
         )
 
     @functools.cached_property
     def _boxed(self):
         tokens = jnp.zeros((1, 2), jnp.int32)
         turned = rotary.rotation(tokens, self.config.rotary_dim)
-        init = Decoder(self.config).init
+        init = Decoder(dataclasses.replace(self.config, attention="xla")).init
         return jax.eval_shape(init, jax.random.key(0), tokens, turned, jnp.zeros((1, 1, 2, 2)))["params"]
 
     def _apply(self, params, *args, method):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from codegen2_jax.models.attention import MASKED, mask_bias
-from codegen2_jax.models.layers import RMSNorm, Weight, initialise
+from codegen2_jax.models.layers import RMSNorm, Weight, accumulated, initialise
 from codegen2_jax.models.placement import Constrain, placed_by
 from codegen2_jax.models.t5 import T5, DecoderLayer, T5Config, stack_buckets
 
@@ -51,6 +51,14 @@ class LanguageModel:
         """x, laid out by the meaning of its axes."""
         return x if self.constrain is None else self.constrain(x, logical_axes)
 
+    def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
+        """Teacher-forced float32 logits_BTV of a batch, as `last_states` takes it."""
+        x_BTD = self.last_states(params, batch, prompt_BPD, dropout_key=dropout_key)
+        table_VD, bias_V = self.head_weights(params)
+        logits_BTV = accumulated("btd,vd->btv", x_BTD, table_VD.astype(x_BTD.dtype))
+        logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V[None, None]
+        return self.placed(logits_BTV, "batch", "length", "vocab")
+
     def embed(self, params: Params, tokens_BS) -> jax.Array:
         """Token embeddings x_BSD in the compute dtype."""
         return self._apply(params, tokens_BS, method="embed")
@@ -84,13 +92,19 @@ class EncoderDecoder(LanguageModel):
             mask_BS = jnp.concatenate([jnp.ones(prompt_BPD.shape[:2], bool), mask_BS], axis=1)
         return self._apply(params, x_BSD, mask_BS, dropout_key, method="encode"), mask_BS
 
-    def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
-        """Teacher-forced float32 logits_BTV of `batch` (inputs_BS, inputs_mask_BS, decoder_inputs_BT)."""
+    def last_states(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
+        """What the head makes logits of: x_BTD in the compute dtype, teacher-forced on inputs_BS, inputs_mask_BS and
+        decoder_inputs_BT.
+        """
         inputs = (batch["inputs_BS"], batch["inputs_mask_BS"])
         encoded_BSD, mask_BS = self.encode(params, *inputs, prompt_BPD, dropout_key=dropout_key)
         x_BTD = self.embed(params, batch["decoder_inputs_BT"])
         x_BTD = self._apply(params, x_BTD, encoded_BSD, mask_BS, dropout_key, method="decode")
-        return self.placed(self._apply(params, x_BTD, method="head"), "batch", "length", "vocab")
+        return self._apply(params, x_BTD, method="before_head")
+
+    def head_weights(self, params: Params) -> tuple[jax.Array, None]:
+        """(table_VD, None): logits are `last_states` times the table, transposed."""
+        return params["embedding" if self.config.tie_word_embeddings else "head"], None
 
     def query(self, params: Params, inputs_BS, inputs_mask_BS, *, pooling: str = "mean") -> jax.Array:
         """query_BD float32 of the encoder's states, without prompt, dropout or gradient.

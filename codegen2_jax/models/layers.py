@@ -6,17 +6,35 @@ Shapes: B batch, S length, D width, F MLP width. Parameters are float32; the com
 import math
 import zlib
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from codegen2_jax.models.placement import constrain
 
 DTYPES = ("float32", "bfloat16")  # of the computation
-REMATS = ("none", "full")
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
+# A policy does not see the products inside a custom_vjp; these stand behind such a one by name.
+WIDENED, SCORES = "widened", "scores"
+
+
+def _keeping(policy, *names: str):
+    policies = jax.checkpoint_policies
+    return policies.save_from_both_policies(policy, policies.save_only_these_names(*names))
+
+
+# What a block keeps for its backward pass; the rest is computed again. "none" keeps all, "full" the block's input
+# alone, "dots" every matrix product, "dots_no_batch" those with weights but not the attention's own (T x T).
+REMATS = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _keeping(jax.checkpoint_policies.dots_saveable, WIDENED, SCORES),
+    "dots_no_batch": _keeping(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, WIDENED),
+}
 
 # ------------------------------------------------------------------------------------------------------ hashed noise
 # Threefry takes XLA about a second of compilation per array on CPU and seconds of a training step; this takes neither.
@@ -99,6 +117,49 @@ def site(seeds_S2: jax.Array | None, index: int) -> jax.Array | None:
 # ----------------------------------------------------------------------------------------------------------- modules
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def accumulated(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum of two factors of one dtype whose sums are float32, forward and backward.
+
+    Left to itself the backward pass would multiply the float32 gradient with a bfloat16 factor, at float32's speed.
+    """
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _accumulated_forward(equation, a, b):
+    return accumulated(equation, a, b), (a, b)
+
+
+def _accumulated_backward(equation, factors, gradient):
+    _, pull = jax.vjp(partial(jnp.einsum, equation), *factors)
+    return pull(gradient.astype(factors[0].dtype))
+
+
+accumulated.defvjp(_accumulated_forward, _accumulated_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(logits: jax.Array, dtype: Any) -> jax.Array:
+    """Over the last axis, in float32, then of this dtype; keeps nothing but its result for the backward pass.
+
+    Scores are the largest arrays of a layer, and JAX's own keeps two of their size.
+    """
+    return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _softmax_forward(logits, dtype):
+    probs = softmax(logits, dtype)
+    return probs, probs
+
+
+def _softmax_backward(dtype, probs, gradient):
+    probs, gradient = probs.astype(jnp.float32), gradient.astype(jnp.float32)
+    return (probs * (gradient - jnp.sum(probs * gradient, axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 @jax.custom_vjp
 def widen(x_BSD: jax.Array, w_DF: jax.Array) -> jax.Array:
     """x w, for F larger than D, with a backward pass that transposes x and not the wider gradient.
@@ -119,6 +180,14 @@ def _widen_backward(residuals, gradient_BSF):
 
 
 widen.defvjp(_widen_forward, _widen_backward)
+
+
+def rematerialised(layer: type[nn.Module], remat: str) -> type[nn.Module]:
+    """The layer, for a scan, keeping for its backward pass what `remat`, one of REMATS, says."""
+    if remat == "none":
+        return layer
+    # Inside a scan XLA cannot undo the recomputation, so nothing need prevent it.
+    return nn.remat(layer, prevent_cse=False, policy=REMATS[remat])
 
 
 class Weight(nn.LogicallyPartitioned):
@@ -157,6 +226,11 @@ def initialise(key: jax.Array, boxed) -> dict:
     return jax.tree.map_with_path(draw, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
 
 
+def _recomputed(function):
+    """The function, keeping nothing but its inputs for the backward pass: GELU would keep four arrays of its size."""
+    return jax.checkpoint(function, prevent_cse=False)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * scale: no mean, no bias, statistics in float32 (Zhang and Sennrich 2019)."""
 
@@ -166,9 +240,13 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BSD):
         scale_D = self.param("scale", weight(None, ("norm",)), (x_BSD.shape[-1],), jnp.float32)
-        x = x_BSD.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+        def normed(x, scale_D):
+            x = x.astype(jnp.float32)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+            return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+        return _recomputed(normed)(x_BSD, scale_D)
 
 
 class LayerNorm(nn.Module):
@@ -181,14 +259,22 @@ class LayerNorm(nn.Module):
     def __call__(self, x_BSD):
         scale_D = self.param("scale", weight(None, ("norm",)), (x_BSD.shape[-1],), jnp.float32)
         bias_D = self.param("bias", weight(0.0, ("norm",)), (x_BSD.shape[-1],), jnp.float32)
-        x = x_BSD.astype(jnp.float32)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        row = (1,) * (x.ndim - 1) + (-1,)
-        return (x * scale_D.reshape(row) + bias_D.reshape(row)).astype(self.dtype)
+
+        def normed(x, scale_D, bias_D):
+            x = x.astype(jnp.float32)
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+            row = (1,) * (x.ndim - 1) + (-1,)
+            return (x * scale_D.reshape(row) + bias_D.reshape(row)).astype(self.dtype)
+
+        return _recomputed(normed)(x_BSD, scale_D, bias_D)
 
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": partial(nn.gelu, approximate=True), "silu": nn.silu}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": _recomputed(partial(nn.gelu, approximate=True)),
+    "silu": _recomputed(nn.silu),
+}
 
 
 class FeedForward(nn.Module):
@@ -215,14 +301,14 @@ class FeedForward(nn.Module):
         outside = weight(self.out_std or self.mlp_dim**-0.5, ("mlp", "embed"), truncated=self.truncated)
         wi_DF = self.param("wi", inside, (width, self.mlp_dim), jnp.float32)
         wo_FD = self.param("wo", outside, (self.mlp_dim, width), jnp.float32)
-        hidden_BSF = widen(x_BSD, wi_DF.astype(dtype))
+        hidden_BSF = checkpoint_name(widen(x_BSD, wi_DF.astype(dtype)), WIDENED)
         if self.biased:
             bias_F = self.param("wi_bias", weight(0.0, ("mlp",)), (self.mlp_dim,), jnp.float32)
             hidden_BSF = hidden_BSF + bias_F.astype(dtype)[None, None]
         hidden_BSF = ACTIVATIONS[self.activation](hidden_BSF)
         if self.gated:
             linear_DF = self.param("wi_linear", inside, (width, self.mlp_dim), jnp.float32)
-            hidden_BSF = hidden_BSF * widen(x_BSD, linear_DF.astype(dtype))
+            hidden_BSF = hidden_BSF * checkpoint_name(widen(x_BSD, linear_DF.astype(dtype)), WIDENED)
         hidden_BSF = constrain(dropout(hidden_BSF, seed_2, self.dropout_rate), "batch", "length", "mlp")
         out_BSD = jnp.einsum("bsf,fd->bsd", hidden_BSF, wo_FD.astype(dtype))
         if self.biased:

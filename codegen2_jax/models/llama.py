@@ -82,10 +82,10 @@ class LlamaLayer(nn.Module):
             out_std=config.stds["out"],
         )
 
-    def __call__(self, x_BTD, seeds_S2, rotation, bias_B1TT):
+    def __call__(self, x_BTD, seeds_S2, rotation, mask):
         """(x_BTD, (k_BTGH, v_BTGH))."""
         rate = self.config.dropout_rate
-        y_BTD, keys_values = self.attention(self.attention_norm(x_BTD), rotation, bias_B1TT)
+        y_BTD, keys_values = self.attention(self.attention_norm(x_BTD), rotation, mask)
         x_BTD = constrain(x_BTD + dropout(y_BTD, site(seeds_S2, 0), rate), "batch", "sequence", "features")
         x_BTD = x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), site(seeds_S2, 1), rate)
         return constrain(x_BTD, "batch", "sequence", "features"), keys_values

@@ -10,33 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from codegen2_jax.models import rotary
-from codegen2_jax.models.attention import MASKED
+from codegen2_jax.models import attention_kernels, rotary
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.layers import weight
 from codegen2_jax.models.placement import constrain
 
 TURNS = {"neighbours": rotary.turn_neighbours, "halves": rotary.turn_halves}
-
-
-def causal_or_prefix(valid_BT, *, segments_BT=None, bidirectional_BT=None, across=True) -> jax.Array:
-    """What position i may attend to, as a bias: float32[B, 1, T, T], 0 or a large negative number.
-
-    allow(i, j) = valid_j and (j <= i or (j in a prefix and same_ij)) and (across or same_ij), same_ij: one segment.
-    A row that may attend to nothing stays finite; its output is meaningless and must carry no loss.
-
-    valid_BT: bool, any padding. bidirectional_BT: bool, true in a prefix; None: none is. across: whether a document
-    sees the ones packed before it.
-    """
-    length = valid_BT.shape[1]
-    allowed = jnp.tri(length, dtype=bool)[None]
-    if bidirectional_BT is not None or not across:
-        same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-        if bidirectional_BT is not None:
-            allowed = allowed | (same_BTT & bidirectional_BT[:, None, :])
-        if not across:
-            allowed = allowed & same_BTT
-    return jnp.where(allowed & valid_BT[:, None, :], 0.0, MASKED).astype(jnp.float32)[:, None]
 
 
 class SelfAttention(nn.Module):
@@ -50,6 +29,7 @@ class SelfAttention(nn.Module):
     dtype: Any
     in_std: float
     out_std: float
+    implementation: str = "xla"  # of attention_kernels.IMPLEMENTATIONS; a step of decoding is always XLA's
     truncated: bool = False  # whether values are drawn from a normal distribution cut at two standard deviations
 
     @classmethod
@@ -64,6 +44,7 @@ class SelfAttention(nn.Module):
             dtype=jnp.dtype(config.dtype),
             in_std=config.stds["in"],
             out_std=config.stds["out"],
+            implementation=config.attention,
             truncated=config.truncates,
         )
 
@@ -77,14 +58,15 @@ class SelfAttention(nn.Module):
         self.v_DGH = self.param("v", shared, (D, G, H), jnp.float32)
         self.o_NHD = self.param("o", out, (N, H, D), jnp.float32)
 
-    def __call__(self, x_BTD, rotation, bias_B1TT):
-        """(output_BTD, (k_BTGH, v_BTGH)); the keys are turned already and are what a cache holds."""
+    def __call__(self, x_BTD, rotation, mask):
+        """(output_BTD, (k_BTGH, v_BTGH)); the keys are turned already and are what a cache holds.
+
+        mask: from `attention_kernels.prepared`.
+        """
         q_BTGRH, k_BTGH, v_BTGH = self._heads(x_BTD, rotation)
         q_BTGRH = constrain(q_BTGRH, "batch", "length", "kv_heads", "group", "head_dim")
         k_BTGH, v_BTGH = (constrain(x, "batch", "keys", "kv_heads", "head_dim") for x in (k_BTGH, v_BTGH))
-        logits_BGRTT = jnp.einsum("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH, preferred_element_type=jnp.float32)
-        probs_BGRTT = jax.nn.softmax(logits_BGRTT + bias_B1TT[:, :, None], axis=-1).astype(self.dtype)
-        mixed_BTGRH = jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)
+        mixed_BTGRH = attention_kernels.attend(self.implementation, q_BTGRH, k_BTGH, v_BTGH, mask)
         return self._out(mixed_BTGRH), (k_BTGH, v_BTGH)
 
     def step(self, x_BKD, rotation, cache, position, bias, prefix_bias):

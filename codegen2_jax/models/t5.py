@@ -13,7 +13,20 @@ import jax.numpy as jnp
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import Attention, causal_bias, mask_bias, position_bias, relative_buckets
-from codegen2_jax.models.layers import DTYPES, REMATS, FeedForward, RMSNorm, dropout, seeds, site, weight
+from codegen2_jax.models.attention_kernels import IMPLEMENTATIONS, Implementation
+from codegen2_jax.models.layers import (
+    DTYPES,
+    REMATS,
+    FeedForward,
+    Remat,
+    RMSNorm,
+    accumulated,
+    dropout,
+    rematerialised,
+    seeds,
+    site,
+    weight,
+)
 from codegen2_jax.models.placement import constrain
 
 FEED_FORWARDS = ("relu", "gated-gelu")
@@ -46,13 +59,15 @@ class T5Config:
     bos_token_id: int = 1
     eos_token_id: int = 2
     dtype: str = "float32"
-    remat: str = "none"  # "full": forget a layer's activations and compute them again in the backward pass
+    remat: Remat = "none"  # what a layer keeps for its backward pass, one of layers.REMATS
+    attention: Implementation = "xla"  # the kernels have no relative bias: "auto" is "xla", and the others are errors
 
     def __post_init__(self):
         for name in SIZES:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UserError(f"T5Config.{name}={getattr(self, name)!r} is no integer from 1; give the real size.")
-        for name, choices in (("feed_forward", FEED_FORWARDS), ("dtype", DTYPES), ("remat", REMATS)):
+        choices_of = {"feed_forward": FEED_FORWARDS, "dtype": DTYPES, "remat": tuple(REMATS)}
+        for name, choices in (choices_of | {"attention": IMPLEMENTATIONS}).items():
             if getattr(self, name) not in choices:
                 raise UserError(f"T5Config.{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
         if not 0.0 <= self.dropout_rate < 1.0:
@@ -169,11 +184,8 @@ class Stack(nn.Module):
     num_layers: int
 
     def setup(self):
-        layer = self.layer
-        if self.config.remat == "full":
-            layer = nn.remat(layer, prevent_cse=False)  # inside a scan XLA cannot undo the recomputation
         scanned = nn.scan(
-            layer,
+            rematerialised(self.layer, self.config.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0,) + (nn.broadcast,) * (2 if self.layer is EncoderLayer else 3),
@@ -239,13 +251,16 @@ class T5(nn.Module):
     def decode(self, x_BTD, encoded_BSD, mask_BS, dropout_key=None):
         return self.decoder(x_BTD, mask_bias(mask_BS), encoded_BSD, dropout_key=dropout_key)
 
+    def before_head(self, x_BTD):
+        """What the head's table is multiplied with: scaled by d^-0.5 where tied, since that table has unit variance."""
+        scale = self.config.d_model**-0.5 if self.config.scales_outputs else None
+        return x_BTD if scale is None else x_BTD * jnp.asarray(scale, x_BTD.dtype)
+
     def head(self, x_BTD):
-        """float32 logits. A tied head multiplies by d^-0.5 first: the shared table has unit variance."""
+        """float32 logits."""
         config = self.config
-        if config.scales_outputs:
-            x_BTD = x_BTD * jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
         table_VD = (self.embedding_VD if config.tie_word_embeddings else self.head_VD).astype(config.dtype)
-        return jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
+        return accumulated("btd,vd->btv", self.before_head(x_BTD), table_VD)
 
     def __call__(self, tokens_BS, mask_BS, decoder_BT):
         encoded_BSD = self.encode(self.embed(tokens_BS), mask_BS)

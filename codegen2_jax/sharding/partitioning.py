@@ -227,6 +227,23 @@ def batch_sharding(layout: Layout) -> NamedSharding:
     return NamedSharding(layout.mesh, PartitionSpec(dict(layout.rules)["batch"]))
 
 
+def splitter(layout: Layout) -> Callable[..., Callable]:
+    """(function, logical axes of its arguments, of its result) -> the function on each device's part of them.
+
+    For kernels that XLA cannot cut by itself; None for a dimension that every device holds whole.
+    """
+    rules = dict(layout.rules)
+
+    def spec(logical_axes):
+        return PartitionSpec(*(None if axis is None else rules[axis] for axis in logical_axes))
+
+    def split(function, in_axes, out_axes):
+        in_specs = tuple(spec(axes) for axes in in_axes)
+        return jax.shard_map(function, mesh=layout.mesh, in_specs=in_specs, out_specs=spec(out_axes), check_vma=False)
+
+    return split
+
+
 def replicated(layout: Layout) -> NamedSharding:
     """The whole array on every device; fits any rank."""
     return NamedSharding(layout.mesh, PartitionSpec())

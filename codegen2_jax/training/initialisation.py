@@ -19,9 +19,11 @@ from codegen2_jax.data.vocabulary import Vocabulary
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.models import decoder_config, t5
+from codegen2_jax.models.attention_kernels import Implementation
 from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.decoder_only import DecoderOnly
 from codegen2_jax.models.language_models import EncoderDecoder, LanguageModel
+from codegen2_jax.models.layers import Remat
 from codegen2_jax.models.t5 import T5Config
 from codegen2_jax.sharding.partitioning import Layout, put_whole, shardings
 
@@ -60,7 +62,9 @@ class ModelSource:
       vocabulary: directory of the tokenizer's files; None: the directory of the weights.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
       dropout_rate: 0 to below 1. None keeps what config.json says; the shipped run files give 0.
-      remat: "none" or "full" rematerialisation of each layer.
+      remat: what a layer keeps for its backward pass: "none" of it is computed again, "full" all, "dots" and
+        "dots_no_batch" all but matrix products (models/layers.py).
+      attention: "xla", "cudnn", "splash" or "auto" (models/attention_kernels.py); a run checks it when it starts.
       mp_num: shards in a CodeGen's fused weights, where nothing beside them tells (interop/qkv_layout.py).
       prefix_lm: whether a decoder attends to a prefix in both directions; None keeps what its configuration says. The
         weights are the same either way.
@@ -73,7 +77,8 @@ class ModelSource:
     vocabulary: str | None = None
     dtype: str = "float32"
     dropout_rate: float | None = 0.0
-    remat: str = "none"
+    remat: Remat = "none"
+    attention: Implementation = "xla"
     mp_num: int | None = None
     prefix_lm: bool | None = None
     start: Callable[[Any], Any] | None = None
@@ -86,7 +91,7 @@ class ModelSource:
             )
 
     def _configured(self, config: Config) -> Config:
-        changes: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat}
+        changes: dict[str, Any] = {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
         if self.dropout_rate is not None:
             changes["dropout_rate"] = self.dropout_rate
         if self.prefix_lm is not None:

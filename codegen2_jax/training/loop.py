@@ -10,6 +10,7 @@ import numpy as np
 
 from codegen2_jax.errors import NonFiniteError, PreemptedError
 from codegen2_jax.sharding import partitioning
+from codegen2_jax.training.profiling import Profile
 
 # One bad batch is skipped by the step itself; this many in a row mean that the run is lost.
 MAX_NON_FINITE_STEPS = 3
@@ -48,27 +49,40 @@ def run_steps(
     stop: Any = None,
     labels: dict | None = None,
     metric_offset: int = 0,
+    profile: Profile | None = None,
 ) -> tuple[Any, int]:
     """Runs steps `first` (inclusive) to `last` (exclusive) and returns the state and the step it stands at.
 
-    Metrics are read back only every LOG_EVERY steps, so that the device never waits for the host. Stops early, at a
-    step boundary, when `stop.reached`; the caller saves and decides. Raises NonFiniteError after
-    MAX_NON_FINITE_STEPS steps in a row without a finite loss and gradient.
+    Every LOG_EVERY steps the metrics are read back, after the next step was given to the device, which so never waits
+    for the host; the loader's threads make the next batches meanwhile. Stops early, at a step boundary, when
+    `stop.reached`; the caller saves and decides. Raises NonFiniteError after MAX_NON_FINITE_STEPS steps in a row
+    without a finite loss and gradient.
     """
     step = first
-    pending: list[tuple[int, dict]] = []
+    unread: tuple[int, dict] | None = None
 
-    def flush():
-        for at, metrics in pending:
-            values = {name: float(value) for name, value in metrics.items()}
-            tracker.metrics(metric_offset + at, values, **(labels or {}))
-        pending.clear()
+    def read(at: int, metrics: dict) -> None:
+        began = time.perf_counter()
+        # Explicit, so that a transfer guard tells it from an accident. It waits for the device; that is time of steps.
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        clock.seconds += time.perf_counter() - began
+        skipped, loss = values.pop("skipped"), values["loss"]
+        if skipped >= MAX_NON_FINITE_STEPS:
+            raise NonFiniteError(
+                f"loss={loss} or its gradient was not finite for {skipped:.0f} steps in a row at step {at}; lower the "
+                "learning rate or set clip_norm."
+            )
+        tracker.metrics(metric_offset + at, values, **(labels or {}))
+        progress.update(at, loss=loss, examples_per_second=clock.examples_per_second)
 
     while step < last and not (stop is not None and stop.reached(metric_offset + step)):
         batch = next(batches)
+        if profile is not None:
+            profile.before(metric_offset + step)
         began = time.perf_counter()
         placed = partitioning.put_batch(layout, batch)
-        state, metrics = train_step(state, placed)
+        with jax.profiler.StepTraceAnnotation("train", step_num=metric_offset + step):
+            state, metrics = train_step(state, placed)
         step += 1
         shape = tuple(np.shape(batch[name]) for name in sorted(batch))
         if shape not in clock.shapes_seen:  # the first batch of a shape compiles
@@ -79,18 +93,13 @@ def run_steps(
             clock.seconds += time.perf_counter() - began
             clock.steps += 1
             clock.examples += len(placed["task_B"])
-        if step % LOG_EVERY == 0 or step == last:
-            began = time.perf_counter()
-            loss = float(metrics["loss"])  # waits for the device: its time belongs to the steps
-            clock.seconds += time.perf_counter() - began
-            if int(state.skipped) >= MAX_NON_FINITE_STEPS:
-                raise NonFiniteError(
-                    f"loss={loss} or its gradient was not finite for {int(state.skipped)} steps in a row at step "
-                    f"{step}; lower the learning rate or set clip_norm."
-                )
-            pending.append((step, metrics))
-            flush()
-            progress.update(step, loss=loss, examples_per_second=clock.examples_per_second)
+        if profile is not None:
+            profile.after(metric_offset + step, metrics)
+        if unread is not None:
+            read(*unread)
+        unread = (step, metrics) if step % LOG_EVERY == 0 or step == last else None
+    if unread is not None:
+        read(*unread)
     return state, step
 
 

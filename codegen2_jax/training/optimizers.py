@@ -3,7 +3,8 @@
 Every transformation here takes the extra argument `rows`: a tree like the trainable parameters whose leaves are
 booleans that broadcast against them. A false row keeps its value, both its moments and its step count bit for bit
 (continual learning with a prompt pool: rows that the current tasks do not own must not move, and a row first touched
-late gets its own bias correction). For ordinary parameters the leaf is the scalar True.
+late gets its own bias correction). For ordinary parameters the leaf is the scalar True. The extra argument `finite` is
+a boolean scalar; where it is false, nothing of the state changes (the caller keeps the parameters).
 """
 
 import dataclasses
@@ -78,13 +79,18 @@ def scale_by_adam_rows(b1: float, b2: float, eps: float, rows: Any) -> optax.Gra
             nu=jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
         )
 
-    def update(grads, state, params=None, *, rows, **_):
+    def update(grads, state, params=None, *, rows, finite=True, **_):
+        rows = jax.tree.map(lambda row: row & finite, rows)
+
         def select(row, new, old):
             return jnp.where(row, new, old)
 
         count = jax.tree.map(lambda c, row: c + row.astype(jnp.int32), state.count, rows)
         mu = jax.tree.map(lambda row, m, g: select(row, b1 * m + (1 - b1) * g, m), rows, state.mu, grads)
         nu = jax.tree.map(lambda row, v, g: select(row, b2 * v + (1 - b2) * g * g, v), rows, state.nu, grads)
+        # XLA for CPUs would compute the direction from the old moments and keep copies of them, a gigabyte at 125 M
+        # parameters; behind a barrier it reads the new ones, which lie where the old ones lay. Others fuse all of it.
+        mu, nu = jax.lax.platform_dependent((mu, nu), cpu=jax.lax.optimization_barrier, default=lambda moments: moments)
 
         def direction(row, c, m, v):
             steps = jnp.maximum(c, 1).astype(jnp.float32)
@@ -145,7 +151,7 @@ def _scale_by_rates(rates: tuple[tuple[str, optax.Schedule], ...]) -> optax.Grad
     `advance=False` takes a step at the present rate and leaves the schedule where it stands.
     """
 
-    def update(updates, state, params=None, *, advance=True, **_):
+    def update(updates, state, params=None, *, advance=True, finite=True, **_):
         values = [(pattern, rate(state.count)) for pattern, rate in rates]
 
         def scaled(path, update):
@@ -155,7 +161,7 @@ def _scale_by_rates(rates: tuple[tuple[str, optax.Schedule], ...]) -> optax.Grad
                     return -rate * update
             raise UserError(f"No learning rate for {name} in {[p for p, _ in rates]}; add a pattern, or '.*' last.")
 
-        return jax.tree_util.tree_map_with_path(scaled, updates), _RateState(count=state.count + advance)
+        return jax.tree_util.tree_map_with_path(scaled, updates), _RateState(count=state.count + (finite & advance))
 
     return optax.GradientTransformationExtraArgs(lambda params: _RateState(count=jnp.zeros((), jnp.int32)), update)
 
@@ -266,7 +272,7 @@ class Adafactor:
                 for p, names in zip(leaves, leaf_axes, strict=True)
             )
 
-        def update(grads, state, params=None, *, advance=True, **_):
+        def update(grads, state, params=None, *, advance=True, finite=True, **_):
             if not advance and (self.schedule != "constant" or self.warmup_steps):
                 raise UserError("optimizer=Adafactor cannot hold its schedule still between epochs; use AdamW.")
             leaves, tree = jax.tree.flatten(grads)
@@ -274,6 +280,7 @@ class Adafactor:
                 jax.vmap(single.update)(g, s, p) if "layers" in names else single.update(g, s, p)
                 for g, s, p, names in zip(leaves, state, jax.tree.leaves(params), leaf_axes, strict=True)
             ]
-            return tree.unflatten([u for u, _ in new]), tuple(s for _, s in new)
+            kept = jax.tree.map(lambda s, old: jnp.where(finite, s, old), tuple(s for _, s in new), tuple(state))
+            return tree.unflatten([u for u, _ in new]), kept
 
         return optax.GradientTransformationExtraArgs(init, update)

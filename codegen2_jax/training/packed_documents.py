@@ -144,9 +144,14 @@ class PackedDocuments:
         """The first rows of a batch to read, control tokens spelled out."""
         return describe(batch, vocabulary, names=[source.task for source in self.sources])
 
+    @property
+    def longest(self) -> int:
+        """Positions of a row, of the longest batch."""
+        return self.sequence_length - (self.shift == "drop_last")
+
     def abstract_batch(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch for lowering; its values mean nothing."""
-        shape = (batch_size, self.sequence_length - (self.shift == "drop_last"))
+        shape = (batch_size, self.longest)
         tokens, masks = np.zeros(shape, np.int32), np.zeros(shape, bool)
         names = ("tokens_BT", "targets_BT", "positions_BT", "segments_BT")
         batch = dict.fromkeys(names, tokens) | dict.fromkeys(("bidirectional_BT", "loss_mask_BT"), masks)

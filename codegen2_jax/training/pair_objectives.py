@@ -110,6 +110,11 @@ class PairObjectives:
                 lines += [f"--- {name.partition('_')[0]}", vocabulary.decode(batch[name][row][batch[mask][row]])]
         return "\n".join(lines)
 
+    @property
+    def longest(self) -> int:
+        """Positions of a row, source and target, of the longest batch."""
+        return max(objective.max_source + objective.max_target for objective in self.objectives)
+
     def abstract_batch(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of the first objective's shape, for lowering; its values mean nothing."""
         first = self.objectives[0]

@@ -16,10 +16,12 @@ from codegen2_jax import processes
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation, losses, ordered_reduction, run_directory
+from codegen2_jax.training import attention_choice, initialisation, ordered_reduction, run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
+from codegen2_jax.training.head_loss import check_blocks
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
 from codegen2_jax.training.pretraining_streams import Streams
+from codegen2_jax.training.profiling import Profile
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.step import Learner, TrainState, make_train_step, merge_params, split_params, state_shardings
 from codegen2_jax.training.tracking import Tracker
@@ -36,6 +38,8 @@ class Pretraining:
         `packed_documents.PackedDocuments` for a decoder.
       z_loss: weight of the squared logarithm of the softmax's normaliser (losses.py), 0 for none.
       export_directory: where the finished model goes; None: MODEL_DIR/export.
+      loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
+        (head_loss.py), 1: none.
       evaluate_every, save_every: steps.
       ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
         number of devices that divides it (ordered_reduction.py); 0: as the compiler likes.
@@ -52,6 +56,7 @@ class Pretraining:
     accumulation_steps: int = 1
     z_loss: float = 0.0
     ordered_reduction: int = 0
+    loss_blocks: int | None = None
     mesh: dict[str, int] | None = None
     axes: dict[str, Any] | None = None
     evaluate_every: int = 250
@@ -69,23 +74,25 @@ class Pretraining:
             raise UserError(
                 f"accumulation_steps={self.accumulation_steps} does not divide batch_size={self.batch_size}."
             )
+        check_blocks(self.loss_blocks)
         if not self.z_loss >= 0:
             raise UserError(f"z_loss={self.z_loss} is negative; 1e-4 is usual, 0 is none.")
 
     # --------------------------------------------------------------------------------------------------- running
 
-    def run(self, *, config_text: str) -> None:
+    def run(self, *, config_text: str, profile_steps: tuple[int, int] | None = None) -> None:
+        """Trains and exports from wherever the run directory stands; profile_steps: to trace (`profiling.Profile`)."""
         directory = Path(self.model_dir)
         run_directory.check_config(directory, config_text)
         digest = run_directory.config_digest(config_text)
         with run_directory.occupied(directory):
             if run_directory.finished(directory, digest) is None:
-                self._run(directory, config_text, digest)
+                self._run(directory, config_text, digest, profile_steps)
             else:
                 if processes.is_first():
                     print(f"{directory} is finished; its results are in {directory / run_directory.SCORES_FILE}.")
 
-    def _run(self, directory: Path, config_text: str, digest: str) -> None:
+    def _run(self, directory: Path, config_text: str, digest: str, profile_steps: tuple[int, int] | None) -> None:
         loaded = self.source.load()
         runtime = _Runtime(self, loaded)
         rows = runtime.layout.process_rows(self.batch_size)
@@ -103,6 +110,8 @@ class Pretraining:
                 f"{loaded.model.parameters():,} parameters; "
                 + (f"restored step {step}" if step else f"starting from {self.source.init_from}")
             )
+            ends = {"begins": step, "ends": self.num_steps, "traces": jax.process_index() == 0}
+            profile = Profile(profile_steps, directory, message=tracker.message, **ends)
             self.data.examine(directory, loaded, tracker.message)
             clock, began = Clock(), time.time() - meta["wall_seconds"]
             with tracker.progress("pretraining", self.num_steps, first=step) as progress:
@@ -119,6 +128,7 @@ class Pretraining:
                         progress=progress,
                         clock=clock,
                         stop=stop,
+                        profile=profile,
                     )
                     if step % self.evaluate_every == 0 or step == self.num_steps:
                         meta |= runtime.evaluate(state, streams) | {"seen": streams.seen(step)}
@@ -128,6 +138,7 @@ class Pretraining:
                     meta["wall_seconds"] = time.time() - began
                     checkpoints.save(step, runtime.saved(state), {**meta, "data": iterator.get_state()})
                     raise_if_stopped(stop, self.model_dir)
+            profile.close()
             record = {"complete": True, "config_digest": digest, **self._record(loaded, step, meta)}
             self._export(loaded, state, record)
             tracker.message(f"exported to {self._export_path()}")
@@ -193,8 +204,9 @@ class _Runtime:
     def __init__(self, config: Pretraining, loaded: initialisation.LoadedModel):
         self.config, self.loaded = config, loaded
         self.layout = partitioning.make_layout(config.mesh, config.axes)
-        model, in_parts = self.loaded.model, None
-        if config.ordered_reduction:
+        whole, in_parts = config.ordered_reduction > 0, None
+        model = attention_choice.resolved(self.loaded.model, self.layout, length=config.data.longest, cut=not whole)
+        if whole:
             ordered_reduction.check(
                 config.ordered_reduction, self.layout, config.batch_size // config.accumulation_steps
             )
@@ -203,7 +215,8 @@ class _Runtime:
             )
         else:
             model = dataclasses.replace(model, constrain=self.layout.constrain)
-        learner = Learner(model=model)
+        shards = 1 if whole else self.layout.batch_parts
+        learner = Learner(model=model, loss_blocks=config.loss_blocks, batch_shards=shards)
         self.learner = learner
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         rows = jax.tree.map(lambda _: jnp.ones((), bool), {"model": self.loaded.model.param_shapes})
@@ -242,8 +255,8 @@ class _Runtime:
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, whole))
 
         def loss(params, batch):
-            logits_BTV, _ = learner.forward(params, {}, batch, selection="pool")
-            return losses.cross_entropy(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
+            found, _ = learner.losses(params, {}, batch, batch["loss_mask_BT"], selection="pool")
+            return found.cross_entropy, found.tokens
 
         self._loss = jax.jit(loss, out_shardings=partitioning.replicated(self.layout))
 

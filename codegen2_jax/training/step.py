@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from codegen2_jax.errors import UserError
 from codegen2_jax.sharding import partitioning
 from codegen2_jax.sharding.partitioning import leaf_name
-from codegen2_jax.training import losses
+from codegen2_jax.training import head_loss
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -67,14 +67,17 @@ class Learner:
     """A language model and the prompt put before its input: what a batch costs, and which rows it may move.
 
     model: `models.language_models.EncoderDecoder` (or anything with its methods). prompt: a prompt of `prompts`, or
-    None for none.
+    None for none. loss_blocks: into how many blocks of the vocabulary the head and its loss are cut, 1 for none; None:
+    by `head_loss.num_blocks`, for rows that lie on batch_shards devices.
     """
 
     model: Any
     prompt: Any = None
+    loss_blocks: int | None = None
+    batch_shards: int = 1
 
-    def forward(self, params, prompt_state, batch, *, selection, dropout_key=None):
-        """Logits (B, T, V) float32, and the sum over the batch of the pull term (0 without a pool)."""
+    def losses(self, params, prompt_state, batch, loss_mask_BT, *, selection, dropout_key=None, z_weight=0.0):
+        """`head_loss.HeadLoss` of the true tokens, and the sum over the batch of the pull term (0 without a pool)."""
         prompt_BPD, pull = None, jnp.zeros((), jnp.float32)
         if self.prompt is not None:
             query_BD = batch.get("query_BD")
@@ -82,7 +85,14 @@ class Learner:
                 params["prompt"], prompt_state, batch["task_B"], query_BD, selection=selection
             )
             pull = jnp.sum(aux["pull_B"])
-        return self.model.logits(params["model"], batch, prompt_BPD, dropout_key=dropout_key), pull
+        x_BTD = self.model.last_states(params["model"], batch, prompt_BPD, dropout_key=dropout_key)
+        head = head_loss.Head(*self.model.head_weights(params["model"]))
+        blocks = self.loss_blocks
+        if blocks is None:
+            positions = x_BTD.shape[0] * x_BTD.shape[1]
+            blocks = head_loss.num_blocks(positions, head.table_VD.shape[0], shards=self.batch_shards)
+        found = head_loss.head_loss(x_BTD, head, batch["targets_BT"], loss_mask_BT, z_weight=z_weight, blocks=blocks)
+        return found, pull
 
     def rows(self, trainable, prompt_state, task_B):
         """The row masks of a step, a tree like `trainable` of booleans that broadcast against its leaves."""
@@ -140,15 +150,18 @@ def make_train_step(
 
     def objective(trainable, frozen, prompt_state, batch, tokens, examples, key):
         params = merge_params(trainable, frozen)
-        logits_BTV, pull = learner.forward(
-            params, prompt_state, batch, selection="train", dropout_key=key if dropout else None
+        found, pull = learner.losses(
+            params,
+            prompt_state,
+            batch,
+            batch["loss_mask_BT"],
+            selection="train",
+            dropout_key=key if dropout else None,
+            z_weight=z_loss,
         )
-        token_loss, _ = losses.cross_entropy(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
-        correct = losses.token_accuracy(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
-        loss = token_loss / tokens
         pull = pull / examples
-        extra = z_loss * losses.z_loss(logits_BTV, batch["loss_mask_BT"]) / tokens if z_loss else 0.0
-        return loss + extra - pull_weight * pull, {"loss": loss, "accuracy": correct / tokens, "pull": pull}
+        metrics = {"loss": found.cross_entropy / tokens, "accuracy": found.correct / tokens, "pull": pull}
+        return found.objective / tokens - pull_weight * pull, metrics
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(base_key, state.step)
@@ -185,12 +198,13 @@ def make_train_step(
         rows = learner.rows(state.trainable, state.prompt_state, batch["task_B"])
         grads = jax.tree.map(lambda g, row: jnp.where(row, g, 0.0), grads, rows)
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable, rows=rows, advance=advance)
-        trainable = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.trainable, updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.trainable, rows=rows, advance=advance, finite=finite
+        )
         # Select, never scale: 0 * NaN is NaN.
-        trainable, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
+        trainable = jax.tree.map(
+            lambda p, u: jnp.where(finite, (p + u).astype(p.dtype), p), state.trainable, updates
         )
         new_state = state.replace(
             step=state.step + advance,
@@ -198,7 +212,7 @@ def make_train_step(
             opt_state=opt_state,
             skipped=jnp.where(finite, 0, state.skipped + 1),
         )
-        return new_state, {**metrics, "grad_norm": grad_norm, "tokens": tokens}
+        return new_state, {**metrics, "grad_norm": grad_norm, "tokens": tokens, "skipped": new_state.skipped}
 
     return train_step
 
@@ -208,9 +222,9 @@ def make_loss_step(learner: Learner):
 
     def loss_step(state: TrainState, batch):
         params = merge_params(state.trainable, state.frozen)
-        logits_BTV, _ = learner.forward(params, state.prompt_state, batch, selection="pool")
         mask_BT = batch["loss_mask_BT"] & batch["valid_B"][:, None]
-        return losses.cross_entropy(logits_BTV, batch["targets_BT"], mask_BT)
+        found, _ = learner.losses(params, state.prompt_state, batch, mask_BT, selection="pool")
+        return found.cross_entropy, found.tokens
 
     return loss_step
 

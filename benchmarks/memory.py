@@ -1,0 +1,96 @@
+"""The most memory that a training step holds: a prompt pool beside frozen weights against all weights, CodeT5-small.
+
+  python benchmarks/memory.py                       # about three minutes on two cores
+  python benchmarks/memory.py --tiny
+
+Two figures each. Compiled: arguments and temporaries of the step's program, donated buffers once, by XLA's own account.
+Process: the resident memory at its highest, of a process that makes the state and takes three steps, less what the same
+process held when the state was not made yet (Python, JAX and the compiler's libraries). --loss_blocks adds rows of the
+same steps with the head and its loss in that many blocks of the vocabulary.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import contest
+import steps
+
+AIM = 0.5  # the pool's peak as a part of full finetuning's
+
+
+def process_row(task: dict) -> dict:
+    """Resident MiB that a few steps add."""
+    import jax
+
+    config = steps.config_of(task["model"], **task["changes"])
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.ones(8)))
+    before = contest.peak_gib()
+    batch = steps.pairs(config, *task["shape"], query=task["pool"])
+    step = steps.Step.of(config, pool=task["pool"], loss_blocks=task["loss_blocks"])
+    for _ in range(3):
+        metrics = step.run(batch)
+    jax.block_until_ready(metrics)
+    return {"before": round(before * 1024, 1), "added": round((contest.peak_gib() - before) * 1024, 1)}
+
+
+def compiled_row(task: dict) -> dict:
+    config = steps.config_of(task["model"], **task["changes"])
+    batch = steps.pairs(config, *task["shape"], query=task["pool"])
+    program = steps.shapes_of_step(config, batch, pool=task["pool"], loss_blocks=task["loss_blocks"])
+    return steps.memory_of(program)
+
+
+def compared(model: str, shape: tuple[int, int, int], blocks: list[int | None], changes: dict, process: bool) -> dict:
+    """{work: its figures} for full finetuning and the pool, with and without blocks."""
+    rows = {}
+    for loss_blocks in blocks:
+        for name, pool in (("finetune", False), ("pool", True)):
+            task = {"model": model, "shape": shape, "pool": pool, "loss_blocks": loss_blocks, "changes": changes}
+            row = {"compiled": compiled_row(task)}
+            if process:
+                command = [sys.executable, __file__, f"--process={json.dumps(task)}"]
+                row["process"] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            rows[name if loss_blocks is None else f"{name}, {loss_blocks} blocks"] = row
+    return rows
+
+
+def ratios(rows: dict) -> dict[str, float]:
+    """The pool's peaks as parts of finetuning's."""
+    found = {"compiled": rows["pool"]["compiled"]["peak"] / rows["finetune"]["compiled"]["peak"]}
+    if "process" in rows["pool"]:
+        found["process"] = rows["pool"]["process"]["added"] / rows["finetune"]["process"]["added"]
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default="codet5-small")
+    options.add_argument("--shape", type=int, nargs=3, default=(8, 256, 128), metavar=("ROWS", "SOURCE", "TARGET"))
+    options.add_argument("--remat", default="none")
+    options.add_argument("--loss_blocks", type=int, nargs="*", default=[])
+    options.add_argument("--tiny", action="store_true")
+    options.add_argument("--out", default="benchmarks/results/memory.json")
+    options.add_argument("--process", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    if arguments.process:
+        print(json.dumps(process_row(json.loads(arguments.process))))
+        return
+    model, shape = ("tiny-t5", (2, 16, 8)) if arguments.tiny else (arguments.model, tuple(arguments.shape))
+    rows = compared(model, shape, [None, *arguments.loss_blocks], {"remat": arguments.remat}, process=True)
+    print("| MiB | arguments | temporaries | peak, compiled | added to the process |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        compiled = row["compiled"]
+        cells = [f"{compiled[part]:,.0f}" for part in ("arguments", "temporaries", "peak")]
+        print(f"| {name} | {' | '.join(cells)} | {row['process']['added']:,.0f} |")
+    found = ratios(rows)
+    verdict = "met" if max(found.values()) <= AIM else "missed"
+    print(f"pool / finetune: {found}; aim at most {AIM}: {verdict}")
+    report = {"machine": steps.machine(2), "model": model, "shape": shape, "remat": arguments.remat}
+    contest.write(Path(arguments.out), report | {"rows": rows, "pool_of_finetune": found})
+
+
+if __name__ == "__main__":
+    main()

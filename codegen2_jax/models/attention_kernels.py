@@ -1,0 +1,233 @@
+"""Ways to compute the self-attention of a decoder: XLA's own products, or a fused kernel that never holds T x T scores.
+
+  xla     everywhere; the masks of every model
+  cudnn   cuDNN's flash attention through jax.nn.dot_product_attention: NVIDIA GPUs, bfloat16
+  splash  JAX's Pallas kernel for TPUs: causal, prefix of a fixed length, packed documents apart
+  auto    the kernel of the backend where it can do what the model asks, else xla (`choose`)
+
+Shapes: B batch, T length, N query heads, G key heads, R = N / G, H head width.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, get_args
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from codegen2_jax.errors import UserError
+from codegen2_jax.models.attention import MASKED
+from codegen2_jax.models.layers import SCORES, accumulated, softmax
+
+Implementation = Literal["xla", "cudnn", "splash", "auto"]
+IMPLEMENTATIONS = get_args(Implementation)
+KERNEL_OF = {"gpu": "cudnn", "tpu": "splash"}  # backend -> its own kernel
+LANES = 128  # splash works on tiles of so many positions and channels
+LARGEST_TILE = 512
+# Set by tests: Pallas' interpreter computes the splash kernel on any backend.
+INTERPRET = False
+
+
+@flax.struct.dataclass
+class Visible:
+    """What position i may attend to.
+
+    allow(i, j) = valid_j and (j <= i or (j in a prefix and same_ij)) and (across or same_ij), same_ij: one segment.
+    A row that may attend to nothing stays finite; its output is meaningless and must carry no loss.
+
+    valid_BT: bool, any padding. segments_BT: int32, 0 is padding; None: a row is one segment. bidirectional_BT: bool,
+    true in a prefix; None: none is. prefix: true in the first so many places of every row, the same thing where it is
+    known beforehand. across: whether a document sees the ones packed before it. ends_padded: padding stands at the end
+    of a row only, where causality hides it.
+    """
+
+    valid_BT: jax.Array
+    segments_BT: jax.Array | None = None
+    bidirectional_BT: jax.Array | None = None
+    prefix: int = flax.struct.field(pytree_node=False, default=0)
+    across: bool = flax.struct.field(pytree_node=False, default=True)
+    ends_padded: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a position sees nothing behind it."""
+        return self.bidirectional_BT is None and not self.prefix
+
+    @property
+    def is_only_causal(self) -> bool:
+        """Whether a position that carries loss sees exactly the ones up to it."""
+        return self.is_causal and self.across and self.ends_padded
+
+    def allowed(self) -> jax.Array:
+        """bool[B or 1, T, T]."""
+        length = self.valid_BT.shape[1]
+        allowed = jnp.tri(length, dtype=bool)[None]
+        if self.prefix:
+            allowed = allowed | (jnp.arange(length) < self.prefix)[None, None]
+        if self.bidirectional_BT is not None or not self.across:
+            same_BTT = self.segments_BT[:, :, None] == self.segments_BT[:, None, :]
+            if self.bidirectional_BT is not None:
+                allowed = allowed | (same_BTT & self.bidirectional_BT[:, None, :])
+            if not self.across:
+                allowed = allowed & same_BTT
+        return allowed & self.valid_BT[:, None, :]
+
+    def bias(self) -> jax.Array:
+        """float32[B, 1, T, T]: 0 or a large negative number, to be added to logits."""
+        return jnp.where(self.allowed(), 0.0, MASKED).astype(jnp.float32)[:, None]
+
+
+def prepared(implementation: str, visible: Visible):
+    """What `attend` reads of it, made once for all layers: a tree of arrays."""
+    if implementation in ("xla", "auto"):
+        return visible.bias()
+    if implementation == "cudnn":
+        return Dense(None if visible.is_only_causal else visible.allowed()[:, None], visible.is_causal)
+    if visible.bidirectional_BT is not None:
+        raise UserError("ATTENTION='splash' has no prefix of a length of its own in each document; use 'xla'.")
+    segments_BT = None
+    if not visible.is_only_causal:
+        segments_BT = visible.valid_BT if visible.across else jnp.where(visible.valid_BT, visible.segments_BT, 0)
+        segments_BT = segments_BT.astype(jnp.int32)
+    return Tiled(segments_BT, visible.prefix)
+
+
+@flax.struct.dataclass
+class Dense:
+    """cuDNN's mask, bool[B, 1, T, T] or None for causality alone."""
+
+    mask_B1TT: jax.Array | None
+    causal: bool = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Tiled:
+    """Splash's mask: causal but for a prefix of fixed length, and between equal segments only (None: all are)."""
+
+    segments_BT: jax.Array | None
+    prefix: int = flax.struct.field(pytree_node=False)
+
+
+def attend(implementation: str, q_BTGRH, k_BTGH, v_BTGH, mask) -> jax.Array:
+    """mixed_BTGRH of queries that are divided by sqrt(H) already; mask: from `prepared`."""
+    if implementation in ("xla", "auto"):
+        logits_BGRTT = checkpoint_name(accumulated("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH), SCORES)
+        probs_BGRTT = softmax(logits_BGRTT + mask[:, :, None], q_BTGRH.dtype)
+        return jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)
+    B, T, G, R, H = q_BTGRH.shape
+    q_BTNH = q_BTGRH.reshape(B, T, G * R, H)
+    if implementation == "cudnn":
+        mixed_BTNH = jax.nn.dot_product_attention(
+            q_BTNH,
+            k_BTGH,
+            v_BTGH,
+            mask=mask.mask_B1TT,
+            scale=1.0,
+            is_causal=mask.causal,
+            implementation="cudnn",
+        )
+    else:
+        mixed_BTNH = _splash(q_BTNH, k_BTGH, v_BTGH, mask)
+    return mixed_BTNH.reshape(B, T, G, R, H)
+
+
+# ------------------------------------------------------------------------------------------------------------- splash
+
+
+def _splash(q_BTNH, k_BTGH, v_BTGH, mask: Tiled):
+    """Splash attention of a batch, each device on its own rows and heads."""
+    length, width = q_BTNH.shape[1], q_BTNH.shape[3]
+    room, channels = -length % LANES, -width % LANES
+    pads = ((0, 0), (0, room), (0, 0), (0, channels))
+    heads_first = [jnp.pad(x, pads).swapaxes(1, 2) for x in (q_BTNH, k_BTGH, v_BTGH)]
+    arguments, axes = heads_first, [("batch", "heads", None, None)] + [("batch", "kv_heads", None, None)] * 2
+    if mask.segments_BT is not None:
+        # Positions added here are behind all others: a prefix might look at them.
+        arguments.append(jnp.pad(mask.segments_BT, ((0, 0), (0, room)), constant_values=-1))
+        axes.append(("batch", None))
+    elif room and mask.prefix:
+        raise AssertionError("a prefix comes with segments")
+    local = functools.partial(_splash_on_one_device, prefix=mask.prefix)
+    mixed_BNTH = per_device(local, axes, ("batch", "heads", None, None))(*arguments)
+    return mixed_BNTH.swapaxes(1, 2)[:, :length, :, :width]
+
+
+def _splash_on_one_device(q_BNTH, k_BGTH, v_BGTH, segments_BT=None, *, prefix: int):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    num_heads, length = q_BNTH.shape[1:3]
+    mask = splash.CausalMask((length, length))
+    if prefix:
+        mask = splash.NumpyMask(np.tri(length, dtype=bool) | (np.arange(length) < prefix)[None])
+    tile = next(size for size in (LARGEST_TILE, LARGEST_TILE // 2, LANES) if length % size == 0)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    sizes = splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), tile))
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * num_heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=INTERPRET
+    )
+    if segments_BT is None:
+        return jax.vmap(kernel)(q_BNTH, k_BGTH, v_BGTH)
+    both = lambda segments_T: splash.SegmentIds(q=segments_T, kv=segments_T)  # noqa: E731
+    return jax.vmap(lambda q, k, v, segments_T: kernel(q, k, v, both(segments_T)))(q_BNTH, k_BGTH, v_BGTH, segments_BT)
+
+
+# A function of (function, logical axes of its arguments, of its result) that runs it on each device's own part.
+Split = Callable[[Callable, Sequence[tuple], tuple], Callable]
+_split: ContextVar[Split | None] = ContextVar("split", default=None)
+
+
+@contextmanager
+def split_by(split: Split | None):
+    """While entered, `per_device` asks this function; None: there is one device."""
+    token = _split.set(split)
+    try:
+        yield
+    finally:
+        _split.reset(token)
+
+
+def per_device(function: Callable, in_axes: Sequence[tuple], out_axes: tuple) -> Callable:
+    """The function on each device's own part of its arguments: XLA cannot cut a Pallas kernel by itself."""
+    split = _split.get()
+    return function if split is None else split(function, in_axes, out_axes)
+
+
+# ------------------------------------------------------------------------------------------------------------- choice
+
+
+def refusal(implementation: str, platform: str, *, config) -> str | None:
+    """Why a decoder of this configuration cannot be computed so on a platform ("cpu", "gpu", "tpu"), or None."""
+    if implementation == "xla":
+        return None
+    if KERNEL_OF.get(platform) != implementation:
+        needs = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}[implementation]
+        return f"needs {needs}, and this is a {platform.upper()}"
+    if not hasattr(config, "num_kv_heads"):
+        return "has no relative position bias, which a T5 needs"
+    if implementation == "cudnn" and config.dtype != "bfloat16":
+        return f"computes in bfloat16, and the model in {config.dtype}"
+    if implementation == "cudnn" and (config.head_dim % 8 or config.head_dim > 256):
+        return f"has heads of multiples of 8 up to 256, and the model's are {config.head_dim} wide"
+    if implementation == "splash" and config.prefix_lm:
+        return "has no prefix of a length of its own in each document (prefix_lm)"
+    return None
+
+
+def choose(config, platform: str) -> tuple[str, str]:
+    """(implementation, why) for the configuration's `attention`; UserError where what it names cannot be."""
+    asked = config.attention
+    if asked != "auto":
+        reason = refusal(asked, platform, config=config)
+        if reason is not None:
+            raise UserError(f"ATTENTION={asked!r} {reason}; use 'auto' or 'xla'.")
+        return asked, "asked for"
+    kernel = KERNEL_OF.get(platform)
+    if kernel is None:
+        return "xla", f"there is no other on a {platform.upper()}"
+    reason = refusal(kernel, platform, config=config)
+    return (kernel, f"the kernel of a {platform.upper()}") if reason is None else ("xla", f"{kernel} {reason}")

@@ -1,0 +1,70 @@
+"""A trace of a few training steps, for XProf or Perfetto: what --profile_steps=10:15 asks for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from codegen2_jax.errors import UserError
+
+FOLDER = "profile"
+
+
+class Profile:
+    """Traces steps `first` up to, not including, `last` of a run into `directory`/profile; None: no steps.
+
+    Steps count from 0 along the whole run. Raises UserError for steps that the run does not take any more.
+
+    Args:
+        steps: (first, last).
+        begins, ends: the step at which the run (or what is left of it) begins, and the number of all its steps.
+        message: says where the trace lies.
+    """
+
+    def __init__(
+        self,
+        steps: tuple[int, int] | None,
+        directory: str | Path,
+        *,
+        begins: int,
+        ends: int,
+        message: Callable[[str], None],
+        traces: bool = True,
+    ):
+        self._steps, self._message, self._running = steps if traces else None, message, False
+        self._directory = Path(directory) / FOLDER
+        if steps is None:
+            return
+        asked = f"profile_steps={steps[0]}:{steps[1]}"
+        if steps[1] > ends:
+            raise UserError(f"{asked} ends behind the run's last step, {ends}; choose steps in {begins}:{ends}.")
+        if steps[0] < begins:
+            raise UserError(f"{asked} begins before step {begins}, where this run continues; choose later ones.")
+
+    def before(self, step: int) -> None:
+        """Call it before step number `step` begins."""
+        if self._steps is not None and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
+            self._running = True
+
+    def after(self, done: int, result: Any) -> None:
+        """Call it when `done` steps were given to the device; result: what the last of them computes."""
+        if self._running and done >= self._steps[1]:
+            jax.block_until_ready(result)
+            self._stop(f"steps {self._steps[0]} to {done - 1}")
+
+    def close(self) -> None:
+        """Ends a trace whose last step never came, and says so where its first did not."""
+        if self._running:
+            self._stop("the steps that were taken")
+        elif self._steps is not None:
+            self._message(f"profile_steps={self._steps[0]}:{self._steps[1]}: the run ended before these steps.")
+
+    def _stop(self, what: str) -> None:
+        jax.profiler.stop_trace()
+        self._running, self._steps = False, None
+        self._message(
+            f"profile of {what} in {self._directory}: pip install xprof && xprof --logdir={self._directory}, or open "
+            "its perfetto_trace.json.gz at https://ui.perfetto.dev."
+        )

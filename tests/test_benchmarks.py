@@ -1,0 +1,95 @@
+"""The benchmark programs run: what they measure is right where it can be checked, and one call of each ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_a_prompt_pool_holds_at_most_half_of_what_full_finetuning_holds():
+    """CodeT5-small on 8 x (256 + 128) tokens, by the compiled programs; nothing is allocated."""
+    import memory
+
+    rows = memory.compared("codet5-small", (8, 256, 128), [None], {}, process=False)
+    assert memory.ratios(rows)["compiled"] <= memory.AIM
+    # Weights, two moments and gradients of 60.5 M parameters are the least that finetuning holds.
+    assert rows["finetune"]["compiled"]["peak"] > 4 * 4 * 60.4e6 / 2**20
+
+
+def test_gpu_sh_prints_a_table_and_writes_what_it_measured(tmp_path):
+    out = tmp_path / "gpu.json"
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), "--smoke", "--rows=jax xla,jax cudnn", f"--out={out}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    trained = report["rows"]["pretrain tiny-decoder, jax xla"]
+    assert trained["tokens_per_second"] > 0 and np.isfinite(trained["loss"]) and trained["peak_gib"] > 0
+    assert report["rows"]["pretrain tiny-decoder, jax cudnn"] == {
+        "skipped": "cudnn needs an NVIDIA GPU, and this is a CPU"
+    }
+    assert "| pretrain tiny-decoder, jax xla |" in done.stdout and "skipped: cudnn needs" in done.stdout
+
+
+def test_gpu_table_holds_ours_against_torch_and_says_what_is_missing():
+    import gpu
+
+    row = {"seconds": 1.0, "compile_seconds": 9.0, "tokens_per_second": 1000.0, "tflops": 500.0, "peak_gib": 3.0}
+    results = {
+        "sample 1, jax": row,
+        "sample 1, torch": row | {"seconds": 2.5, "note": "eager"},
+        "pretrain x, torch": {"failed": "out of memory"},
+        "peak, torch": {"left_out": "no time was left"},
+    }
+    lines = gpu.table(results, 1000.0).splitlines()
+    assert lines[2] == "| sample 1, jax | 1,000 tokens | 500.0 | 50.0% | 3.0 | 2.50 | 9 |  |"
+    assert lines[4].endswith("failed: out of memory |") and lines[5].endswith("left_out: no time was left |")
+    work = dict(gpu.REAL)
+    assert all(hasattr(gpu, function) for function, _ in gpu.plan(work).values())
+    assert gpu.peak_of({}, "NVIDIA H200") == (989, "data sheet")
+
+
+def test_model_flops_are_those_of_the_formula():
+    import steps
+
+    config = steps.config_of("tiny-decoder")
+    batch = steps.windows(config, 3, 10)
+    width, inner = 64, 64
+    block = 4 * width * inner + 8 * width * width + 4 * width + width + 2 * width  # matrices, biases, the norm
+    weights = 2 * block + 2 * width + 512 * width
+    expected = 3 * (2 * 30 * weights + 3 * 2 * (2 * 10 * 10 * inner))
+    np.testing.assert_allclose(steps.model_flops(config, batch), expected, rtol=0.01)
+
+
+def test_records_are_as_long_as_the_real_ones():
+    import steps
+
+    tasks = steps.records_like_codetask(1000, 400)
+    known = json.loads(steps.LENGTHS.read_text())["tasks"]
+    assert tasks.keys() == known.keys()
+    for task, records in tasks.items():
+        for side, name in (("inputs", "sources"), ("targets", "targets")):
+            median = np.median([len(record[side]) for record in records])
+            assert abs(median - known[task][name][8]) <= 2, (task, side)
+    pairs = [(len(one["inputs"]), len(one["targets"])) for one in tasks["codetask_translate"]]
+    assert np.corrcoef(np.asarray(pairs).argsort(0).argsort(0).T)[0, 1] > 0.7
+
+
+def test_slopes():
+    import scaling
+
+    points = [{"value": n, "cpu_seconds": 3.0 * n**2, "peak": 7.0 * n} for n in (2, 4, 8)]
+    assert scaling.slopes(points) == {"time": 2.0, "memory": 1.0, "time at the end": 2.0}
+    asked = {"batch", "length", "depth", "width", "pool", "tasks", "corpus_cache", "corpus_loader"}
+    assert asked <= set(scaling.SWEEPS)
