@@ -82,9 +82,9 @@ def built():
 
 def run(step, state, batches, *, last, **options):
     layout = partitioning.make_layout(devices=jax.devices()[:1])
-    log = Log()
+    log, clock = Log(), loop.Clock()
     found = loop.run_steps(
-        step, state, batches, first=0, last=last, layout=layout, tracker=log, progress=log, clock=loop.Clock(), **options
+        step, state, batches, first=0, last=last, layout=layout, tracker=log, progress=log, clock=clock, **options
     )
     return found, log
 
