@@ -210,7 +210,12 @@ class _Solution:
         return answer if after == before else {**answer, "arguments": after}
 
     def _known(self, value):
-        return next((number for number, known in enumerate(self.objects) if known is value), None)
+        """The number of an object that the tests hold. A match of a regular expression is held like an instance."""
+        number = next((number for number, known in enumerate(self.objects) if known is value), None)
+        if number is None and type(value) is getattr(sys.modules.get("re"), "Match", None):
+            self.objects.append(value)
+            number = len(self.objects) - 1
+        return number
 
     def _encode(self, value):
         return wire.encode(value, self._known)

@@ -84,8 +84,9 @@ class Limits:
         included). Beyond it the verdict is "timeout".
       memory_mib: address space (Python) or heap (other languages). Beyond it an allocation fails.
       output_kib: bytes on standard output and error together. Beyond it the verdict is "output".
-      wall_seconds: when a program that has not used its CPU time is given up; it is tried once more with nothing beside
-        it, and is a "timeout" if that takes as long. None: 3 cpu_seconds + 5.
+      wall_seconds: when a program is given up that does nothing: only time counts in which it has less than a twentieth
+        of a core, so that a busy machine makes no program late. It is tried once more with nothing beside it, and is a
+        "timeout" if it sleeps then too. None: 3 cpu_seconds + 5.
       processes: 1: the program starts none. More are for toolchains that need them.
       threads: at one time, the first included.
       disk_mib: of the one folder that can be written, which is in memory.

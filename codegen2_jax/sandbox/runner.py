@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import queue
 import subprocess
 import threading
@@ -157,11 +158,14 @@ class _Keeper:
         return {"outcome": "infra", "detail": detail, "cpu_seconds": 0.0, "wall_seconds": wall, "stdout": "", "stderr": ""}
 
     def _start(self) -> None:
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            self._isolation.keeper_line(languages.present()), stdin=pipe, stdout=pipe, stderr=pipe,
-            env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
-        )  # fmt: skip
+        pipe, ourselves = subprocess.PIPE, os.pidfd_open(os.getpid())
+        try:
+            self._process = subprocess.Popen(
+                [*self._isolation.keeper_line(languages.present()), str(ourselves)], stdin=pipe, stdout=pipe, stderr=pipe,
+                env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True, pass_fds=[ourselves],
+            )  # fmt: skip
+        finally:
+            os.close(ourselves)
         settings = {"uid": isolation.UID if self._isolation.as_root and self._isolation.bwrap else None}
         self._process.stdin.write(json.dumps(settings).encode() + b"\n")
         self._process.stdin.flush()

@@ -50,7 +50,7 @@ recvfrom 45 207, recvmsg 47 212, shutdown 48 210, getsockname 51 204, getpeernam
 VIOLATIONS = """
 fork 57 -, vfork 58 -, execveat 322 281, ptrace 101 117, process_vm_readv 310 270,
 process_vm_writev 311 271, process_madvise 440 440, process_mrelease 448 448, kcmp 312 272,
-pidfd_open 434 434, pidfd_getfd 438 438, pidfd_send_signal 424 424, socket 41 198, connect 42 203,
+pidfd_open 434 434, pidfd_getfd 438 438, pidfd_send_signal 424 424, connect 42 203,
 bind 49 200, listen 50 201, accept 43 202, accept4 288 242, sendmmsg 307 269,
 mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, setns 308 268, unshare 272 97,
 open_by_handle_at 304 265, name_to_handle_at 303 264, fsopen 430 430, fsconfig 431 431, fsmount 432 432,
@@ -68,7 +68,7 @@ tkill 200 130, mknod 133 -, mknodat 259 33
 """
 CONDITIONAL = """
 clone 56 220, clone3 435 435, execve 59 221, prctl 157 167, kill 62 129, tgkill 234 131, ioctl 16 29,
-prlimit64 302 261, socketpair 53 199, sendto 44 206
+prlimit64 302 261, socket 41 198, socketpair 53 199, sendto 44 206
 """
 PROCESSES = ("fork", "vfork")  # allowed where a toolchain may start processes
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
@@ -124,6 +124,7 @@ def program(*, own_pid: int = 1, processes: bool = False, execute: bool = True, 
     code += _call(numbers["tgkill"], 0, _any((own_pid,), _ALLOW), _ALLOW if processes else _KILL)
     code += _call(numbers["ioctl"], 1, _any(_TERMINAL_INPUT, _KILL), _ALLOW)
     code += _call(numbers["prlimit64"], 0, _any((0, own_pid), _ALLOW), _ERRNO | errno.EPERM)
+    code += _call(numbers["socket"], 0, _any((_UNIX,), _ERRNO | errno.EACCES), _KILL)  # libc asks a name service by one
     code += _call(numbers["socketpair"], 0, _any((_UNIX,), _ALLOW), _KILL)
     code += _call(numbers["sendto"], 4, _any((0,), _ALLOW), _KILL)  # without an address: within a pair
     for number in sorted(allowed.values()):
