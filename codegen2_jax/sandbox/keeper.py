@@ -64,7 +64,7 @@ def _write(fd, data):
         data = data[os.write(fd, data) :]
 
 
-def _judge(request, grader, (requests, parent), prctl):
+def _judge(request, grader, upward, prctl):
     result, result_w = os.pipe()
     start, keeper = time.monotonic(), os.getpid()
     pid = os.fork()
