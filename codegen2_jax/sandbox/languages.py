@@ -28,6 +28,7 @@ class Toolchain:
       environment: of the command.
       threads: least number that the runtime needs.
       open_files: least number that it needs.
+      tries_sockets: whether the runtime itself opens one at its start, so that it is refused without being a violation.
     """
 
     language: str
@@ -37,6 +38,7 @@ class Toolchain:
     environment: tuple[tuple[str, str], ...] = ()
     threads: int = 64
     open_files: int = 256
+    tries_sockets: bool = False
 
     def start(self, solution: str, tests: str, memory_mib: int) -> dict:
         """What `inside.py` writes and becomes."""
@@ -85,7 +87,9 @@ def _java() -> Toolchain:
     options = ("-ea", "-Xmx{memory}m", "-Xss8m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
     options += ("-Xshare:auto", "-XX:ReservedCodeCacheSize=64m", "-XX:+DisableAttachMechanism")
     needs = (home, *(str(path) for path in sorted(Path("/etc").glob("java*"))))
-    return Toolchain("java", (java, *options, "Launcher.java"), "Launcher.java", needs)
+    libraries = f"{home}/lib:{home}/lib/server"  # found through /proc otherwise, which a jail has not
+    environment = (("LD_LIBRARY_PATH", libraries),)
+    return Toolchain("java", (java, *options, "Launcher.java"), "Launcher.java", needs, environment, tries_sockets=True)
 
 
 def _node() -> Toolchain:

@@ -97,10 +97,12 @@ class Sandbox:
         else:  # these reserve addresses by the gigabyte; their heap is limited by an option
             rlimits["NOFILE"] = max(limits.open_files, toolchain.open_files)
             rlimits["NPROC"] = max(limits.threads, toolchain.threads)
+        grader_memory = {"RLIMIT_AS": _GRADER_MEMORY} if toolchain is None else {}  # the jail inherits it
         if not self.isolation.bwrap:
             del rlimits["NPROC"]  # without a namespace it counts all that the user runs
         supported = system_calls.supported()
-        filters = {"jail": system_calls.program(processes=limits.processes > 1).hex() if supported else ""}
+        options = {"processes": limits.processes > 1, "tries_sockets": bool(toolchain and toolchain.tries_sockets)}
+        filters = {"jail": system_calls.program(**options).hex() if supported else ""}
         filters["inside"] = system_calls.without_execute().hex() if supported and not execute else ""
         return {
             "program": dataclasses.asdict(program),
@@ -112,11 +114,7 @@ class Sandbox:
                 "filters": filters,
                 "rlimits": rlimits,
             },
-            "grader_limits": {
-                "RLIMIT_AS": _GRADER_MEMORY,
-                "RLIMIT_CPU": max(10, 2 * math.ceil(limits.cpu_seconds)),
-                "RLIMIT_CORE": 0,
-            },
+            "grader_limits": {"RLIMIT_CPU": max(10, 2 * cpu), "RLIMIT_CORE": 0} | grader_memory,
         }
 
     def close(self) -> None:

@@ -96,13 +96,16 @@ def supported() -> bool:
     return platform.machine() in MACHINES
 
 
-def program(*, own_pid: int = 1, processes: bool = False, execute: bool = True, machine: str = "") -> bytes:
+def program(
+    *, own_pid: int = 1, processes: bool = False, execute: bool = True, tries_sockets: bool = False, machine: str = ""
+) -> bytes:
     """The filter as an array of struct sock_filter, which `bwrap --seccomp` reads.
 
     Args:
       own_pid: the one process that may be signalled: 1 inside its own PID namespace.
       processes: whether new processes may be started.
       execute: whether another program may be loaded; needed once, to start the interpreter.
+      tries_sockets: whether opening a socket is refused without ending the process.
       machine: as `platform.machine()` says; default: this one.
     """
     machine = machine or platform.machine()
@@ -116,7 +119,7 @@ def program(*, own_pid: int = 1, processes: bool = False, execute: bool = True, 
     fork = _ALLOW if processes else _KILL
     clone = [_op(_BITS, _CLONE_NEW, 0, 1), _op(_RETURN, _KILL), _op(_BITS, _CLONE_THREAD, 0, 1), _op(_RETURN, _ALLOW)]
     code += _call(numbers["clone"], 0, clone, fork)
-    code += _when(_EQUAL, numbers["clone3"], _ERRNO | errno.ENOSYS)  # its flags lie behind a pointer; libc then uses clone
+    code += _when(_EQUAL, numbers["clone3"], _ERRNO | errno.ENOSYS)  # flags behind a pointer; libc then uses clone
     code += _when(_EQUAL, numbers["execve"], _ALLOW if execute else _KILL)
     death = _when(_EQUAL, _PR_SET_PDEATHSIG, _KILL)  # it would outlive us
     code += _call(numbers["prctl"], 0, death + _any(_PRCTL, _ALLOW), _ERRNO | errno.EINVAL)
@@ -124,7 +127,9 @@ def program(*, own_pid: int = 1, processes: bool = False, execute: bool = True, 
     code += _call(numbers["tgkill"], 0, _any((own_pid,), _ALLOW), _ALLOW if processes else _KILL)
     code += _call(numbers["ioctl"], 1, _any(_TERMINAL_INPUT, _KILL), _ALLOW)
     code += _call(numbers["prlimit64"], 0, _any((0, own_pid), _ALLOW), _ERRNO | errno.EPERM)
-    code += _call(numbers["socket"], 0, _any((_UNIX,), _ERRNO | errno.EACCES), _KILL)  # libc asks a name service by one
+    refuse = _ERRNO | errno.EACCES
+    unix = _any((_UNIX,), refuse)  # the C library looks for a name service
+    code += _call(numbers["socket"], 0, unix, refuse if tries_sockets else _KILL)
     code += _call(numbers["socketpair"], 0, _any((_UNIX,), _ALLOW), _KILL)
     code += _call(numbers["sendto"], 4, _any((0,), _ALLOW), _KILL)  # without an address: within a pair
     for number in sorted(allowed.values()):
