@@ -4,7 +4,7 @@
   python -m codegen2_jax.sandbox samples.jsonl --out verdicts.jsonl --workers 8 --cpu_seconds 3
   python -m codegen2_jax.sandbox --self_test                   tries the walls of the jail from inside
 
-A line of the file is an object with name, solution, tests, entry_point, and if need be language, trusted_prelude, style.
+A line of the file is an object: name, solution, tests, entry_point, if need be language, style, trusted_prelude.
 """
 
 import logging

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.sandbox import isolation, self_test
+from codegen2_jax.sandbox import isolation, languages, self_test
 from codegen2_jax.sandbox.programs import OUTCOMES, Limits, Program, Verdict
 from codegen2_jax.sandbox.runner import Sandbox
 
@@ -30,6 +30,8 @@ def run(
     if file is None:
         raise UserError("no file with programs is given; python -m codegen2_jax.sandbox FILE.jsonl, or --self_test.")
     programs = read(file, language)
+    for missing in {program.language for program in programs} - {"python"}:
+        languages.find(missing)  # before hours of work
     target = Path(out) if out else Path(file).with_suffix(".verdicts.jsonl")
     if target.resolve() == Path(file).resolve():
         raise UserError(f"--out {out} is the file with the programs; choose another.")
@@ -95,7 +97,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
     for outcome in (name for name in OUTCOMES if name in groups):
         group = groups[outcome]
         cpu, wall = (statistics.median(getattr(v, name) for v in group) for name in ("cpu_seconds", "wall_seconds"))
-        rows.append((outcome, str(len(group)), f"{100 * len(group) / len(verdicts):.1f} %", f"{cpu:.3f}", f"{wall:.3f}"))
+        share = f"{100 * len(group) / len(verdicts):.1f} %"
+        rows.append((outcome, str(len(group)), share, f"{cpu:.3f}", f"{wall:.3f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))

@@ -48,7 +48,8 @@ class Isolation:
         No --die-with-parent: it would end the keeper with the thread that started it.
         """
         staged = self.bwrap and self.as_root
-        code = f"{_MODULE.format(path=_INSIDE if staged else str(_PACKAGE.parent))} import keeper; keeper.main(int(sys.argv[1]))"
+        module = _MODULE.format(path=_INSIDE if staged else str(_PACKAGE.parent))
+        code = f"{module} import keeper; keeper.main(int(sys.argv[1]))"
         line = [_interpreter(), "-P", "-s", "-S", "-c", code]
         return [*self._stage(toolchains), *line] if staged else line
 

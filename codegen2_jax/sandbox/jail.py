@@ -15,8 +15,8 @@ import time
 from codegen2_jax.sandbox import system_calls, wire
 
 _POLL_SECONDS = 0.25  # how late a used-up CPU limit may be noticed; the verdict does not depend on it
-# A second of CPU time excuses so many seconds on the wall: on a machine this busy a program still counts as working, one
-# that sleeps in a loop does not.
+# A second of CPU time excuses so many seconds on the wall: on a machine this busy a program still counts as working,
+# one that sleeps in a loop does not.
 _SHARE = 20
 
 

@@ -21,8 +21,8 @@ _PATIENCE = 20  # wall limits until a grader that does nothing is ended; it usua
 def main(parent):
     """Reads requests, one JSON line each, from descriptor 0 and writes verdicts to descriptor 1.
 
-    parent: a descriptor of the process that asks (pidfd), readable once it has ended; a pipe alone would be kept open by
-    other children of it.
+    parent: a descriptor of the process that asks (pidfd), readable once it has ended; a pipe alone would be kept open
+    by other children of it.
     """
     import ctypes
 

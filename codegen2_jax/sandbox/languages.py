@@ -1,8 +1,8 @@
 """Toolchains of other languages: where they are, what they need to see, how a program with its tests is started.
 
 Outside Python, solution and tests share a process, so its exit code proves nothing: `exit(0)` before the first test is
-a clean end. Each language therefore has a launcher, in `launchers/`, that reads an unguessable token before it loads the
-program and repeats it only after the tests have returned. What that does not stop is written in docs/sandbox.md.
+a clean end. Each language therefore has a launcher, in `launchers/`, that reads an unguessable token before it loads
+the program and repeats it only after the tests have returned. What that does not stop is written in docs/sandbox.md.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Toolchain:
 
 def java_class(text: str) -> str:
     """The class after which javac wants the file to be called."""
-    public = re.search(r"^\s*public\s+(?:final\s+|abstract\s+)?(?:class|interface|enum|record)\s+(\w+)", text, re.MULTILINE)
+    public = re.search(r"^\s*public\s+(?:final\s+|abstract\s+)?(?:class|interface|enum|record)\s+(\w+)", text, re.M)
     return public[1] if public else "Problem"
 
 

@@ -153,14 +153,15 @@ class _Keeper:
         said = self.stop()
         detail = f"the keeper ended: {' '.join(said.split())[-300:] or 'without a word'}"
         wall = time.monotonic() - start
-        return {"outcome": "infra", "detail": detail, "cpu_seconds": 0.0, "wall_seconds": wall, "stdout": "", "stderr": ""}
+        found = {"outcome": "infra", "detail": detail, "cpu_seconds": 0.0, "wall_seconds": wall}
+        return {**found, "stdout": "", "stderr": ""}
 
     def _start(self) -> None:
         pipe, ourselves = subprocess.PIPE, os.pidfd_open(os.getpid())
         try:
             self._process = subprocess.Popen(
-                [*self._isolation.keeper_line(languages.present()), str(ourselves)], stdin=pipe, stdout=pipe, stderr=pipe,
-                env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True, pass_fds=[ourselves],
+                [*self._isolation.keeper_line(languages.present()), str(ourselves)], pass_fds=[ourselves],
+                stdin=pipe, stdout=pipe, stderr=pipe, env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
             )  # fmt: skip
         finally:
             os.close(ourselves)

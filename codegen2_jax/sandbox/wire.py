@@ -24,7 +24,8 @@ _MAKE_MAPPING = {"d": dict, "C": dict, "O": collections.OrderedDict, "D": dict}
 _TYPES = {
     kind.__name__: kind
     for kind in (
-        object, type, type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range,
+        object, type, type(None), bool, int, float, complex, str, bytes, bytearray,
+        list, tuple, set, frozenset, dict, range,
     )  # fmt: skip
 }
 
@@ -79,8 +80,8 @@ def _encode(value, ref, count, depth):
         return {_SEQUENCES[kind]: [_encode(item, ref, count, depth + 1) for item in value]}
     if kind in _MAPPINGS:
         count.take(2 * len(value), depth)
-        pairs = [[_encode(key, ref, count, depth + 1), _encode(item, ref, count, depth + 1)] for key, item in value.items()]
-        return {_MAPPINGS[kind]: pairs}
+        pairs = ([_encode(part, ref, count, depth + 1) for part in pair] for pair in value.items())
+        return {_MAPPINGS[kind]: list(pairs)}
     if kind is bytes or kind is bytearray:
         if len(value) > MAX_BYTES // 2:
             raise WireError(f"{len(value)} bytes")
