@@ -76,7 +76,8 @@ def _judge(request, grader, upward, prctl):
             for fd in upward:
                 os.close(fd)
             for name, value in request["grader_limits"].items():
-                resource.setrlimit(getattr(resource, name), (value, value))
+                hard = value + (name == "RLIMIT_CPU")  # the soft limit's signal tells what happened, the hard one kills
+                resource.setrlimit(getattr(resource, name), (value, hard))
             _write(result_w, json.dumps(grader.judge(request)).encode())
             os._exit(0)
         except BaseException:
