@@ -9,8 +9,8 @@ import pytest
 from codegen2_jax.sandbox.programs import Program
 
 MBPP = Path(__file__).parents[3] / "shared" / "data" / "mbpp"
-# What plain values alone cannot carry: a type as an argument, instances of the solution's classes, a Counter, a match of
-# a regular expression, a module that only the solution imports, a function named like a builtin.
+# What plain values alone cannot carry: a type as an argument, instances of the solution's classes, a Counter, a match
+# of a regular expression, a module that only the solution imports, a function named like a builtin.
 SPECIAL = (533, 367, 927, 601, 88, 737, 787, 794, 596, 126)
 
 
@@ -47,22 +47,20 @@ def entry_point_of(row):
     return next(node.func.id for node in calls if isinstance(node.func, ast.Name) and node.func.id in defined)
 
 
+def mbpp_program(row, tests):
+    return Program(str(row["task_id"]), row["code"], "\n".join(tests), entry_point_of(row))
+
+
 def test_mbpp(sandbox):
     """The special ones and a sample; benchmarks/sandbox.py runs all 974 and all 427."""
     if not MBPP.is_dir():
         pytest.skip("shared/data/mbpp is not there")
     rows = [json.loads(line) for line in (MBPP / "mbpp.jsonl").read_text().splitlines()]
     chosen = [row for row in rows if row["task_id"] in SPECIAL or row["task_id"] % 40 == 0]
-    programs = [
-        Program(str(row["task_id"]), row["code"], "\n".join([row["test_setup_code"], *row["test_list"]]), entry_point_of(row))
-        for row in chosen
-    ]
+    programs = [mbpp_program(row, [row["test_setup_code"], *row["test_list"]]) for row in chosen]
     assert len(programs) > 30
     assert [(v.name, v.outcome, v.detail) for v in sandbox.judge(programs) if not v.passed] == []
     sanitized = json.loads((MBPP / "sanitized-mbpp.json").read_text())
-    programs = [
-        Program(str(row["task_id"]), row["code"], "\n".join([*row["test_imports"], *row["test_list"]]), entry_point_of(row))
-        for row in sanitized
-        if row["task_id"] in SPECIAL
-    ]
+    chosen = [row for row in sanitized if row["task_id"] in SPECIAL]
+    programs = [mbpp_program(row, [*row["test_imports"], *row["test_list"]]) for row in chosen]
     assert [(v.name, v.outcome, v.detail) for v in sandbox.judge(programs) if not v.passed] == []

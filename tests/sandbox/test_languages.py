@@ -25,23 +25,28 @@ PARTS = {
 }
 BODIES = {
     "java": [
-        ("return a + b;", "passed"), ("return a - b;", "failed"), ("return a +", "error"), ("System.exit(0); return 0;", "error"),
+        ("return a + b;", "passed"), ("return a - b;", "failed"), ("return a +", "error"),
+        ("System.exit(0); return 0;", "error"),
         ("Runtime.getRuntime().halt(0); return 0;", "error"), ("throw new RuntimeException();", "error"),
         ('System.out.println("\\n00000000000000000000000000000000 passed"); System.exit(0); return 0;', "error"),
         ('try { new ProcessBuilder("sleep", "9").start(); } catch (Exception e) { } return a + b;', "violation"),
     ],
     "javascript": [
-        ("return a + b;", "passed"), ("return a - b;", "failed"), ("return a +", "error"), ("process.exit(0);", "error"),
-        ("process.reallyExit(0);", "error"), ("throw new Error('x');", "error"), ("while (true) {}", "timeout"),
-        ("require('assert').deepEqual = () => {}; return 0;", "failed"), ("process.emit('beforeExit'); return 0;", "failed"),
+        ("return a + b;", "passed"), ("return a - b;", "failed"), ("return a +", "error"),
+        ("process.exit(0);", "error"), ("process.reallyExit(0);", "error"), ("throw new Error('x');", "error"),
+        ("while (true) {}", "timeout"),
+        ("require('assert').deepEqual = () => {}; return 0;", "failed"),
+        ("process.emit('beforeExit'); return 0;", "failed"),
         ("require('child_process').execSync('sleep 9'); return 5;", "violation"),
         ("require('net').connect(80, '127.0.0.1'); return 5;", "violation"),
         ("for (const x = []; ;) x.push(new Array(1e6).fill(1));", "memory"),
         ("for (;;) console.log('x'.repeat(1000));", "output"),
     ],
     "ruby": [
-        ("a + b", "passed"), ("a - b", "failed"), ("a + (", "error"), ("exit(0)", "error"), ("exit!(0)", "error"),
-        ("raise 'x'", "failed"), ("loop {}", "timeout"), ("system('sleep 9'); 5", "violation"), ("fork; 5", "violation"),
+        ("a + b", "passed"), ("a - b", "failed"), ("a + (", "error"), ("exit(0)", "error"),
+        ("exit!(0)", "error"),
+        ("raise 'x'", "failed"), ("loop {}", "timeout"), ("system('sleep 9'); 5", "violation"),
+        ("fork; 5", "violation"),
     ],
 }  # fmt: skip
 
@@ -75,7 +80,7 @@ def test_a_missing_toolchain_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("class Problem {}", "Problem"), ("import x;\npublic class Main {}", "Main"), ("  public final class A<T> {}", "A")],
+    [("class P {}", "Problem"), ("import x;\npublic class Main {}", "Main"), ("  public final class A<T> {}", "A")],
 )
 def test_a_java_file_is_called_like_its_class(text, name):
     assert languages.java_class(text) == name
