@@ -202,14 +202,14 @@ def _calls(jail, program):
         tree = ast.parse(program["tests"], "<tests>")
         tests = compile(tree, "<tests>", "exec")
     except (SyntaxError, ValueError) as error:
-        return "infra", f"the tests do not compile: {printable(error)}"
+        return "infra", f"tests: they do not compile: {printable(error)}"
     entry_point, stubs = program["entry_point"], Stubs(jail)
     module = types.ModuleType("__main__")
     names = module.__dict__
     try:
         exec(prelude, names)
     except Exception as error:
-        return "infra", f"the trusted prelude raises {type(error).__name__}: {printable(error)}"
+        return "infra", f"tests: the trusted prelude raises {type(error).__name__}: {printable(error)}"
     wanted = {entry_point} | {name for name in _names_of(tests) if name not in names and not hasattr(builtins, name)}
     try:
         loaded = stubs.ask({"do": "load", "source": program["solution"], "names": sorted(wanted)})
