@@ -52,7 +52,7 @@ class Replay:
     def with_current(self) -> bool:
         return self.schedule == "epoch_end" if self.include_current is None else self.include_current
 
-    def check(self, num_tasks: int, task_batch_size: int) -> None:
+    def check(self, num_tasks: int) -> None:
         """Refuses what cannot serve `num_tasks` tasks."""
         if self.policy == "ring" and self.size < num_tasks:
             raise UserError(

@@ -144,8 +144,11 @@ class Setup:
             source_N, target_N = (np.concatenate(part) for part in zip(*lengths, strict=True))
             self.shapes = converters.choose_shapes(source_N, target_N, count=config.num_shapes)
         self.stages = stages_of(config.walk, len(self.tasks) or ASSUMED_TASKS)
+        self.layout.process_rows(config.batch_size)  # here, and not after an epoch, it is said what does not divide
         if config.replay is not None:
-            config.replay.check(len(self.stages), config.batch_size)
+            config.replay.check(len(self.stages))
+            count = config.replay.rows_per_step(config.batch_size)
+            self.layout.process_rows(count + (config.batch_size if config.replay.schedule == "interleaved" else 0))
         self._place(directory)
         self._compile()
 

@@ -1,5 +1,6 @@
 """Brings a model from any layout that is read here into Hugging Face's, weight by weight, and says what it found."""
 
+import argparse
 import dataclasses
 import json
 import math
