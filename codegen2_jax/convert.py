@@ -28,6 +28,8 @@ def _run(argv: list[str]) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of each weight")
     add("--mp_num", type=int, metavar="N", help="shards in a CodeGen's qkv weights, where nothing else tells: 4 or 8")
     add("--export_mp_num", type=int, metavar="N", help="shards to write; default 4, which transformers reads")
+    text = "largest weight file, such as 5GB: several with an index, as transformers writes them; default: one file"
+    add("--max_shard_size", metavar="SIZE", help=text)
     add("--keep_original_config", action="store_true", help="keep the old config.json as config.original.json")
     text = "compare the loss under 4 and 8 shards; default: where there is a tokenizer"
     add("--verify_layout", dest="verify", action=argparse.BooleanOptionalAction, help=text)

@@ -15,6 +15,7 @@ from codegen2_jax.interop import gguf, gguf_tokenizer, huggingface, llama2c, lla
 from codegen2_jax.interop.layouts import ForeignModel, Parts, Source
 from codegen2_jax.interop.names import CONFIG, resolve
 from codegen2_jax.interop.qkv_layout import CannotTellError, verify_layout
+from codegen2_jax.interop.weight_shards import parse_size
 
 # A text as any model of code has seen many, for telling a right reading of the weights from a wrong one.
 SAMPLE = '''import os
@@ -47,6 +48,7 @@ def convert(
     mp_num: int | None = None,
     export_mp_num: int | None = None,
     keep_original_config: bool = False,
+    max_shard_size: str | None = None,
     verify: bool | None = None,
     overwrite: bool = False,
     encoder: Callable[[Path], Encode],
@@ -60,11 +62,13 @@ def convert(
       dtype: of the weights written, None to keep each weight's own.
       mp_num: shards of a CodeGen's qkv weights in the source, where nothing else tells; export_mp_num: in the target.
       keep_original_config: put the source's config.json beside the new one, as config.original.json.
+      max_shard_size: of a weight file, such as "5GB"; None: one file.
       verify: compare the loss under both qkv layouts; None: where there is a tokenizer, memory, and a trained model.
       encoder: makes a function from text to ids of a directory's tokenizer.
       write_llama2c_tokenizer: writes llama2.c's tokenizer file (first argument) into a directory.
     Raises UserError for what cannot be read, and for a target that is not empty unless `overwrite`.
     """
+    shard_size = None if max_shard_size is None else parse_size(max_shard_size)
     path, target = resolve(source), Path(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
         raise UserError(f"{target} is not empty; give a new directory, or --overwrite.")
@@ -82,7 +86,8 @@ def convert(
         raise UserError(f"--verify_layout is for CodeGen; {source} has no fused weights, so drop it.")
     original = path / CONFIG if keep_original_config and path.is_dir() else None
     parts = _finite(model)
-    written = huggingface.write_model(target, model.config, parts, dtype, mp_num=export_mp_num, original=original)
+    options = {"mp_num": export_mp_num, "original": original, "max_shard_size": shard_size}
+    written = huggingface.write_model(target, model.config, parts, dtype, **options)
     try:
         written += tokenizer(target)
     except UserError as error:  # the weights stand; a tokenizer can be put beside them
