@@ -29,6 +29,8 @@ def _run(argv: list[str]) -> None:
     add("--to", dest="target", required=True, metavar="DIR", help="a new directory")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of each weight")
     add("--mp_num", type=int, metavar="N", help="shards in a CodeGen's qkv weights, where nothing else tells: 4 or 8")
+    text = "the JSON configuration of the training run, where --from is a checkpoint of salesforce/jaxformer"
+    add("--jaxformer_config", metavar="FILE", help=text)
     add("--export_mp_num", type=int, metavar="N", help="shards to write; default 4, which transformers reads")
     text = "largest weight file, such as 5GB: several with an index, as transformers writes them; default: one file"
     add("--max_shard_size", metavar="SIZE", help=text)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.interop import gguf, gguf_tokenizer, huggingface, llama2c, llama_weights
+from codegen2_jax.interop import codegen_weights, gguf, gguf_tokenizer, huggingface, jaxformer, llama2c, llama_weights
 from codegen2_jax.interop.layouts import ForeignModel, Parts, Source
 from codegen2_jax.interop.names import CONFIG, resolve
 from codegen2_jax.interop.qkv_layout import CannotTellError, verify_layout
@@ -46,6 +46,7 @@ def convert(
     *,
     dtype: str | None = None,
     mp_num: int | None = None,
+    jaxformer_config: str | None = None,
     export_mp_num: int | None = None,
     keep_original_config: bool = False,
     max_shard_size: str | None = None,
@@ -61,6 +62,7 @@ def convert(
       source: a directory or Hub name in Hugging Face's layout, a .gguf or llama2.c .bin file, or a packaged name.
       dtype: of the weights written, None to keep each weight's own.
       mp_num: shards of a CodeGen's qkv weights in the source, where nothing else tells; export_mp_num: in the target.
+      jaxformer_config: of the training run, where the source is a checkpoint of jaxformer.
       keep_original_config: put the source's config.json beside the new one, as config.original.json.
       max_shard_size: of a weight file, such as "5GB"; None: one file.
       verify: compare the loss under both qkv layouts; None: where there is a tokenizer, memory, and a trained model.
@@ -74,7 +76,7 @@ def convert(
         raise UserError(f"{target} is not empty; give a new directory, or --overwrite.")
     if target.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
         raise UserError(f"{target} is where the model lies; give another directory.")
-    model, kind, tokenizer = _open(path, mp_num, write_llama2c_tokenizer)
+    model, kind, tokenizer = _open(path, mp_num, jaxformer_config, write_llama2c_tokenizer)
     say(f"read {path} ({kind}, {type(model.config).__name__})")
     say(f"{model.parameters():,} parameters in {', '.join(model.dtypes())}")
     for note in model.notes:
@@ -95,8 +97,19 @@ def convert(
     say(f"wrote {target}: {', '.join(written)}, weights in {dtype or 'their own dtype'}")
 
 
-def _open(path: Path, mp_num: int | None, write_llama2c_tokenizer: Callable) -> tuple[ForeignModel, str, Callable]:
+def _open(
+    path: Path, mp_num: int | None, jaxformer_config: str | None, write_llama2c_tokenizer: Callable
+) -> tuple[ForeignModel, str, Callable]:
     """(model, what kind of files, function that writes its tokenizer into a directory and returns the files' names)."""
+    of_jaxformer = path.is_dir() and not (path / CONFIG).exists() and jaxformer.is_checkpoint(path)
+    if jaxformer_config is not None and not of_jaxformer:
+        raise UserError(f"--jaxformer_config is for a checkpoint of jaxformer; {path} is none, so drop it.")
+    if of_jaxformer:
+        file = None if jaxformer_config is None else Path(jaxformer_config).expanduser()
+        raw, stored, metadata = jaxformer.open_jaxformer(path, file)
+        source = Source(name=str(path), mp_num=mp_num, metadata=metadata)
+        model = huggingface.opened(codegen_weights, raw, stored, source)
+        return model, "jaxformer checkpoint", lambda target: huggingface.copy_tokenizer(path, target)
     if path.is_dir():
         model = huggingface.open_model(path, mp_num=mp_num)
         return model, "Hugging Face directory", lambda target: huggingface.copy_tokenizer(path, target)
