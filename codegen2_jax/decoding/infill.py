@@ -105,7 +105,8 @@ def infill(
     """The n fillings of every text, given as its parts around the holes: (prefix, suffix), or (prefix, ..., suffix).
 
     settings: greedy by default; max_new_tokens counts the tokens of all answers of a text together, their <eom> too.
-    decoder: see `text.complete`. Raises UserError as `request_of` does, for beams and stop strings, and for a model that is no decoder.
+    decoder: see `text.complete`. Raises UserError as `request_of` does, for beams and stop strings, and for a model
+    that is no decoder.
     """
     settings = settings or Generation(temperature=0.0)
     if not hasattr(model, "prefill"):
