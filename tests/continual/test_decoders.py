@@ -129,6 +129,7 @@ def _check_file(directory, prompt_PD):
 
 def test_peft_answers_with_a_task_s_prompt_as_we_do(base, task_prompts, tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="reading adapters needs torch (extra [test])")
+    torch.set_num_threads(1)  # two spinning threads are slower than one wherever somebody else computes too
     transformers = pytest.importorskip("transformers", reason="reading adapters needs transformers (extra [test])")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what peft imports
