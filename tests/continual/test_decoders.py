@@ -102,7 +102,7 @@ def test_a_pool_with_owners_trains_a_decoder_and_leaves_as_adapters(base, tmp_pa
     record = train("pp_tf", run, with_its_vocabulary, *words)
     assert record["complete"] and record["prompt"]["top_k"] == 2 and record["init_from"] == str(base)
     assert all(len(row) == 3 and None not in row for row in record["splits"]["test"]["bleu"])
-    assert record["cost"]["trainable_parameters"] == 8 * (32 + 5 * 32) and record["diagnostics"]["retrieval_top1"][-1]
+    assert record["cost"]["trainable_parameters"] == 6 * (32 + 5 * 32) and record["diagnostics"]["retrieval_top1"][-1]
     code, out, err = adapters(capsys, "--from", run, "--to", tmp_path / "out", "--adapter")
     assert (code, err) == (0, "") and out.count("wrote") == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == TASKS

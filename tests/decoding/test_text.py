@@ -68,7 +68,7 @@ def test_a_sample_depends_on_the_seed_its_prompt_and_its_number_only(vocabulary)
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_weights_that_were_laid_out_before_are_not_laid_out_again(vocabulary, num_beams, monkeypatch):
-    params, options = table(vocabulary), Generation(num_beams=num_beams, max_new_tokens=10)
+    params, options = table(vocabulary), Generation(num_beams=num_beams, temperature=0.0, max_new_tokens=10)
     decoder = sampling.lay_out(Table(), params)
     expected = complete(Table(), params, vocabulary, PROMPTS[:2], options)
     monkeypatch.setattr(sampling, "lay_out", None)
