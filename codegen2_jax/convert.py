@@ -27,24 +27,12 @@ def _run(argv: list[str]) -> None:
     add = parser.add_argument
     add("--from", dest="source", required=True, metavar="DIR_OR_NAME_OR_FILE", help="what to read")
     add("--to", dest="target", required=True, metavar="DIR", help="a new directory")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of each weight")
-    add("--mp_num", type=int, metavar="N", help="shards in a CodeGen's qkv weights, where nothing else tells: 4 or 8")
-    text = "the JSON configuration of the training run, where --from is a checkpoint of salesforce/jaxformer"
-    add("--jaxformer_config", metavar="FILE", help=text)
-    add("--export_mp_num", type=int, metavar="N", help="shards to write; default 4, which transformers reads")
-    text = "largest weight file, such as 5GB: several with an index, as transformers writes them; default: one file"
-    add("--max_shard_size", metavar="SIZE", help=text)
-    add("--keep_original_config", action="store_true", help="keep the old config.json as config.original.json")
-    text = "compare the loss under 4 and 8 shards; default: where there is a tokenizer"
-    add("--verify_layout", dest="verify", action=argparse.BooleanOptionalAction, help=text)
-    add("--overwrite", action="store_true", help="write into a directory that is not empty")
-    text = "--from is a finished continual run: write its soft prompts as prompt-tuning adapters of peft"
-    add("--adapter", action="store_true", help=text)
+    for name, options in conversion.FLAGS.items():
+        add(f"--{name}", **options)
+    add("--adapter", action="store_true", help="--from is a finished continual run: its soft prompts, for peft")
     add("--task", metavar="NAME", help="with --adapter: the prompts of this task only")
-    given = parser.parse_args(argv)
-    if given.adapter:
-        _adapter(vars(given), parser)
-        return
+    if (given := parser.parse_args(argv)).adapter:
+        return _adapter(vars(given), parser)
     if given.task is not None:
         raise UserError(f"--task {given.task} is for --adapter, which writes the soft prompts of a run; add it.")
     del given.adapter, given.task
@@ -58,6 +46,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _adapter(given: dict, parser: argparse.ArgumentParser) -> None:
+    given["verify_layout"] = given.pop("verify")
     own = ("source", "target", "overwrite", "adapter", "task")
     others = [name for name, value in given.items() if name not in own and value != parser.get_default(name)]
     if others:

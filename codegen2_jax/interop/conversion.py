@@ -1,5 +1,6 @@
 """Brings a model from any layout that is read here into Hugging Face's, weight by weight, and says what it found."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -38,6 +39,22 @@ if __name__ == "__main__":
 '''
 
 Encode = Callable[[str], Sequence[int]]
+
+# The command's flags beside --from and --to, for argparse: the parameters of `convert`.
+FLAGS: dict[str, dict[str, Any]] = {
+    "dtype": {"choices": ("float32", "bfloat16", "float16"), "help": "default: that of each weight"},
+    "mp_num": {"type": int, "metavar": "N", "help": "shards of a CodeGen's qkv weights, where nothing else tells"},
+    "jaxformer_config": {"metavar": "FILE", "help": "of the run, where --from is a checkpoint of salesforce/jaxformer"},
+    "export_mp_num": {"type": int, "metavar": "N", "help": "shards to write; default 4, which transformers reads"},
+    "max_shard_size": {"metavar": "SIZE", "help": "of a weight file, such as 5GB: several with an index; default: one"},
+    "keep_original_config": {"action": "store_true", "help": "keep the old config.json as config.original.json"},
+    "verify_layout": {
+        "dest": "verify",
+        "action": argparse.BooleanOptionalAction,
+        "help": "compare the loss under 4 and 8 shards; default: where there is a tokenizer",
+    },
+    "overwrite": {"action": "store_true", "help": "write into a directory that is not empty"},
+}
 
 
 def convert(
