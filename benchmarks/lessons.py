@@ -2,16 +2,20 @@
 
     python benchmarks/lessons.py --seeds=0,1,2
     python benchmarks/lessons.py --cells=causal-clm-pl-e1,causal-psm-pl-e1 --seeds=0
+    python benchmarks/lessons.py --seeds=0,1,2 --gin.NUM_STEPS=100 --runs=runs/short --out=runs/short/lessons
 
-Runs are sweeps below --runs (default runs/lessons), so a finished run is not run again and a killed one continues.
-Writes benchmarks/results/lessons.{md,json}. All other flags go to codegen2_jax.train.
+Runs are sweeps below --runs (default runs/lessons), so a finished run is not run again and a killed one continues;
+what was measured of a run lies beside it. Writes OUT.md and OUT.json (default benchmarks/results/lessons), anew after
+every cell. All other flags go to codegen2_jax.train.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import contest
@@ -29,6 +33,8 @@ CELLS = ("causal-clm-pl-e1", "causal-span-pl-e1", "causal-mix-pl-e1", "causal-ps
 DOMAINS = {"code": "documents_python", "text": "documents_text"}
 FORMS = {"clm": "left_to_right", "span": "infill", "mix": "infill", "mixwin": "infill", "psm": "middle"}
 FORMS |= {"ul2": "infill", "ul2fixed": "infill"}
+NO_VERDICT = "no verdict: fewer than three seeds"
+LEAST_SEEDS = 3  # for a verdict; with fewer the figure and its interval stand alone
 HOLES_PER_FILE, MOST_LINES, GENERATED, MAX_CONTEXT = 8, 3, 64, 224
 # Lesson, what the paper found, (domain or "holes"), the cells' objectives, the figure that must be negative.
 CLAIMS = [
@@ -51,15 +57,16 @@ def train(cell: str, place: Path, seeds: str, more: list[str]) -> list[Path]:
     return [ROOT / one["directory"] for one in wanted]
 
 
-def held_out(vocabulary) -> dict[str, list[np.ndarray]]:
-    """{domain: raw ids of every held-out document}, from the caches that training made."""
+def held_out(loaded) -> dict[str, list[np.ndarray]]:
+    """{domain: raw ids of every held-out document}; a domain that no cell has trained on is cached here."""
     directory = cache.cache_directory(None)
+    place = {"cache_dir": directory, "vocabulary_dir": loaded.vocabulary_directory}
+    cache.ensure_cached(tuple(DOMAINS.values()), **place, task_modules=("tasks.documents",))
     found = {}
     for domain, task in DOMAINS.items():
-        if (directory / task / "info.json").is_file():
-            split = cache.open_split(directory, task, "valid")
-            records = fetch(split, np.arange(len(split)))
-            found[domain] = [np.asarray(record["targets"], np.int32) for record in records]
+        split = cache.open_split(directory, task, "valid")
+        records = fetch(split, np.arange(len(split)))
+        found[domain] = [np.asarray(record["targets"], np.int32) for record in records]
     return found
 
 
@@ -67,14 +74,14 @@ def measure(run: Path, objective: str) -> dict[str, dict]:
     """What evaluation.json beside a run holds: costs of every held-out file, by domain and for holes in code."""
     path = run / "evaluation.json"
     settings = {"holes_per_file": HOLES_PER_FILE, "most_lines": MOST_LINES, "max_context": MAX_CONTEXT}
-    settings |= {"generated": GENERATED, "form": FORMS[objective]}
+    settings |= {"generated": GENERATED, "form": FORMS[objective], "domains": list(DOMAINS)}
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["settings"] == settings:
             return stored
     loaded = ModelSource(init_from=str(run / "export")).load()
     model, params, vocabulary = loaded.model, loaded.params, loaded.vocabulary
-    documents, found = held_out(vocabulary), {"settings": settings}
+    documents, found = held_out(loaded), {"settings": settings}
     for domain, texts in documents.items():
         costs = intrinsic.left_to_right(model, params, texts, vocabulary, length=255)
         found[domain] = in_files(costs, len(texts))
@@ -118,12 +125,13 @@ def table(found: dict[str, list[dict]]) -> list[str]:
 
 
 def verdicts(found: dict[str, list[dict]]) -> list[dict]:
-    """One entry for each claim whose cells (causal attention, code, one epoch) are there."""
+    """One entry for each claim whose cells (causal attention, code, one epoch) are there, under as many seeds."""
     entries = []
     for lesson, claim, part, objectives, figure in CLAIMS:
         cells = {objective: f"causal-{objective}-pl-e1" for objective in objectives}
         if not all(cell in found for cell in cells.values()):
             continue
+        seeds = len(found[cells[objectives[0]]])
         interval: Interval = compare({name: measured(found[cell], part) for name, cell in cells.items()}, figure)
         entries.append(
             {
@@ -132,22 +140,15 @@ def verdicts(found: dict[str, list[dict]]) -> list[dict]:
                 "value": interval.value,
                 "low": interval.low,
                 "high": interval.high,
-                "verdict": interval.verdict(negative=True),
+                "seeds": seeds,
+                "verdict": interval.verdict(negative=True) if seeds >= LEAST_SEEDS else NO_VERDICT,
             }
         )
     return entries
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", default=",".join(CELLS))
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--runs", type=Path, default=Path("runs", "lessons"))
-    arguments, more = parser.parse_known_args()
-    found = {}
-    for cell in arguments.cells.split(","):
-        runs = train(cell, arguments.runs, arguments.seeds, more)
-        found[cell] = [measure(run, cell.split("-")[1]) for run in runs]
+def report(found: dict[str, list[dict]], seeds: str, more: list[str], out: Path) -> str:
+    """Writes what is known so far, and returns it as text."""
     said, machine = verdicts(found), contest.machine(os.cpu_count())
     lines = [*table(found), ""]
     for one in said:
@@ -155,16 +156,48 @@ def main() -> None:
         lines.append(f"- Lesson {one['lesson']}: {one['claim']}: {interval}, {one['verdict']}")
     lines += [
         "",
-        f"Seeds {arguments.seeds}, {' '.join(more) or 'no further flags'}; {machine['cores']} cores, {machine['cpu']}, "
+        f"Seeds {seeds}, {' '.join(more) or 'no further flags'}; {machine['cores']} cores, {machine['cpu']}, "
         f"{machine['date']}. Intervals: 95 %, of the mean over seeds in the table, paired bootstrap over files and "
         "seeds in the verdicts.",
     ]
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "lessons.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    content = {"machine": machine, "verdicts": said, "cells": found}
-    (results / "lessons.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_name(out.name + ".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    content = {"machine": machine, "seeds": seeds, "flags": more, "verdicts": said, "cells": found}
+    out.with_name(out.name + ".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return "\n".join(lines)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", default=",".join(CELLS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--runs", type=Path, default=Path("runs", "lessons"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "lessons")
+    arguments, more = parser.parse_known_args()
+    found, cells, began, text = {}, arguments.cells.split(","), time.monotonic(), ""
+    unknown = [cell for cell in cells if not (ROOT / "gin_configs" / "ablation" / f"{cell}.gin").is_file()]
+    if unknown or any(cell.count("-") != 3 for cell in cells):
+        parser.error(f"{unknown or cells}: a cell is a file of gin_configs/ablation, such as {CELLS[0]}")
+    for number, cell in enumerate(cells):
+        left = (time.monotonic() - began) / number * (len(cells) - number) / 60 if number else None
+        ends = f", about {left:.0f} minutes left" if left is not None else ""
+        print(f"cell {number + 1} of {len(cells)}: {cell}{ends}", flush=True)
+        start, used = time.monotonic(), cpu_seconds()
+        runs = train(cell, arguments.runs, arguments.seeds, more)
+        found[cell] = []
+        for run in runs:
+            print(f"  measuring {run.name}", flush=True)
+            found[cell].append(measure(run, cell.split("-")[1]))
+        text = report(found, arguments.seeds, more, arguments.out)
+        minutes = (time.monotonic() - start) / 60
+        print(f"  {minutes:.1f} minutes, {(cpu_seconds() - used) / 60:.1f} of the processor", flush=True)
+    print(text)
 
 
 if __name__ == "__main__":

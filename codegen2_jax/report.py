@@ -1,7 +1,8 @@
-"""Draws finished runs: tables, figures and a page, from their scores.json and metrics.jsonl.
+"""Draws runs: tables, figures and a page, from their scores.json and metrics.jsonl.
 
   python -m codegen2_jax.report runs/pp_tf                        writes runs/pp_tf/report/index.html
   python -m codegen2_jax.report runs/pp_tf runs/finetune --out report
+  python -m codegen2_jax.report runs/codegen2_nano                curves of pretraining, finished or not
 """
 
 import sys
@@ -18,7 +19,8 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     parser = cli.Parser("codegen2_jax.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directory of a finished run")
+    text = "directory of a finished continual run, or of a pretraining run"
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help=text)
     text = "directory to write (default: report in the run directory, or here for several runs)"
     parser.add_argument("--out", metavar="DIR", help=text)
     given = parser.parse_args(argv)

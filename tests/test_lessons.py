@@ -1,9 +1,12 @@
 """The ablation of CodeGen2's five lessons: 48 cells and three more, each what its name says, and all can be lowered."""
 
+import importlib
 import re
+from pathlib import Path
 
 import gin
 import jax
+import numpy as np
 import pytest
 
 from codegen2_jax import cli
@@ -88,3 +91,73 @@ def test_cells_of_one_data_set_differ_in_nothing_but_what_their_names_say():
         assert getattr(first, name) == getattr(other, name)
     assert first.source.config == other.source.config and first.data.sources == other.data.sources
     assert first.data.sequence_length == other.data.sequence_length
+
+
+@pytest.fixture
+def lessons(monkeypatch):
+    """benchmarks/lessons.py, whose neighbours are on its path when it runs."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    return importlib.import_module("lessons")
+
+
+FILES = 25
+
+
+def records(code, holes, order=1, *, seeds=3, form="infill"):
+    """evaluation.json of each seed: bits per byte of code and in holes, files of unequal length around them.
+
+    order: -1 turns around which files are hard.
+    """
+    sizes, rng = np.arange(FILES) * 10 + 50, np.random.default_rng(1)
+    spread_F = (1 + 0.3 * rng.standard_normal(FILES))[::order]
+    found = []
+    for seed in range(seeds):
+        record = {"settings": {"form": form}, "exact": {"asked": 200, "right": 20 + seed}}
+        for part, bits in (("code", code), ("text", 2.0), ("holes", holes)):
+            nats = (bits + 0.001 * seed) * spread_F / np.average(spread_F, weights=sizes) * sizes * np.log(2)
+            record[part] = {"nats": nats.tolist(), "bytes": sizes.tolist()}
+        found.append(record)
+    return found
+
+
+def verdicts(lessons, **bits):
+    """{(lesson, where it is measured): entry} for cells {objective: (code, holes)}."""
+    cells = {f"causal-{name}-pl-e1": records(*values) for name, values in bits.items()}
+    entries = lessons.verdicts(cells)
+    return {(entry["lesson"], "holes" if "infill bpb" in entry["claim"] else "code"): entry for entry in entries}
+
+
+def test_what_the_paper_found_is_reproduced_where_the_figures_say_so(lessons):
+    found = verdicts(lessons, clm=(1.50, 3.0), psm=(1.60, 2.0), span=(1.70, 1.8), mix=(1.55, 2.1))
+    assert {name: entry["verdict"] for name, entry in found.items()} == dict.fromkeys(
+        [("2", "code"), ("2", "holes"), ("3", "code"), ("3", "holes")], "reproduced"
+    )
+    assert found["2", "code"]["value"] == pytest.approx(-0.1)
+    assert found["3", "code"]["value"] == pytest.approx(1.55 - (1.5 + 1.7) / 2)
+    assert found["3", "holes"]["value"] == pytest.approx(2.1 - (3.0 + 1.8) / 2)
+
+
+def test_the_opposite_is_contradicted_and_no_difference_is_inconclusive(lessons):
+    found = verdicts(lessons, clm=(1.60, 2.0), psm=(1.50, 3.0), span=(1.60, 2.0), mix=(1.65, 2.0, -1))
+    assert {name: entry["verdict"] for name, entry in found.items()} == {
+        ("2", "code"): "contradicted",
+        ("2", "holes"): "contradicted",
+        ("3", "code"): "inconclusive",
+        ("3", "holes"): "inconclusive",
+    }
+
+
+def test_verdicts_take_three_seeds_and_all_cells_of_a_claim(lessons):
+    assert set(verdicts(lessons, clm=(1.5, 3.0), psm=(1.6, 2.0))) == {("2", "code"), ("2", "holes")}
+    few = {f"causal-{name}-pl-e1": records(1.5, 2.0, seeds=2) for name in ("clm", "psm")}
+    assert {entry["verdict"] for entry in lessons.verdicts(few)} == {"no verdict: fewer than three seeds"}
+
+
+def test_the_table_shows_means_over_seeds_and_the_files_say_all(lessons, tmp_path):
+    found = {"causal-mix-pl-e1": records(1.5, 2.0), "causal-clm-pl-e1": records(1.4, 3.0, form="left_to_right")}
+    del found["causal-clm-pl-e1"][0]["exact"]
+    text = lessons.report(found, "0,1,2", ["--gin.NUM_STEPS=5"], tmp_path / "out" / "lessons")
+    row = next(line for line in text.splitlines() if "causal-mix" in line)
+    assert row.startswith("| causal-mix-pl-e1 | 1.501 ± 0.00") and "| 10.5 % | infill |" in row
+    assert "--gin.NUM_STEPS=5" in text and (tmp_path / "out" / "lessons.md").read_text() == text + "\n"
+    assert '"NUM_STEPS' not in text and "NUM_STEPS" in (tmp_path / "out" / "lessons.json").read_text()

@@ -41,7 +41,8 @@ class ContinualLearning:
       joint_exponent: a joint stage draws task t with p_t proportional to n_t ** joint_exponent (specification, 1.5).
       replay: what of earlier tasks is seen again (`continual.replay.Replay`), None for nothing.
       tags: whether every source begins with the tag of its task (data/tags.py), and whether the query sees it too.
-      query_pooling: how a pool's query is made of the encoder's states: their mean, or that of the first token.
+      query_pooling: how a pool's query is made of the states of the input: their mean, or that of the first token
+        (encoder-decoders), or of the last (decoders, whose first has seen nothing else).
       steps_per_task: optimizer steps of a task, unless early stopping ends it.
       evaluations_per_task: how often a task is validated while it trains; the best state by BLEU + exact match is kept.
       patience: a task ends when both the validation loss and that score did not improve for more than this many
@@ -72,7 +73,7 @@ class ContinualLearning:
     joint_exponent: float = 0.7
     replay: Replay | None = None
     tags: Literal["none", "input", "input_and_query"] = "none"
-    query_pooling: Literal["mean", "first"] = "mean"
+    query_pooling: Literal["mean", "first", "last"] = "mean"
     decoding: Decoding = Decoding()
     accumulation_steps: int = 1
     evaluations_per_task: int = 3
@@ -103,8 +104,8 @@ class ContinualLearning:
             raise UserError(f"seed={self.seed} is negative; use 0 or more.")
         if self.walk not in ("sequential", "individual", "joint"):
             raise UserError(f"walk={self.walk!r} is unknown; choose 'sequential', 'individual' or 'joint'.")
-        if self.query_pooling not in ("mean", "first"):
-            raise UserError(f"query_pooling={self.query_pooling!r} is unknown; choose 'mean' or 'first'.")
+        if self.query_pooling not in ("mean", "first", "last"):
+            raise UserError(f"query_pooling={self.query_pooling!r} is unknown; choose 'mean', 'first' or 'last'.")
         if self.tags not in ("none", "input", "input_and_query"):
             raise UserError(f"tags={self.tags!r} is unknown; choose 'none', 'input' or 'input_and_query'.")
         if self.replay is not None and self.walk != "sequential":

@@ -99,12 +99,14 @@ def infill(
     settings: Generation | None = None,
     *,
     form: str = "spans",
+    decoder: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Infilled]]:
     """The n fillings of every text, given as its parts around the holes: (prefix, suffix), or (prefix, ..., suffix).
 
     settings: greedy by default; max_new_tokens counts the tokens of all answers of a text together, their <eom> too.
-    Raises UserError as `request_of` does, for beams and stop strings, and for a model that is no decoder.
+    decoder: see `text.complete`. Raises UserError as `request_of` does, for beams and stop strings, and for a model
+    that is no decoder.
     """
     settings = settings or Generation(temperature=0.0)
     if not hasattr(model, "prefill"):
@@ -117,7 +119,7 @@ def infill(
     ends = {"stop_ids": (vocabulary.eos_id,), "separator": getattr(vocabulary, "eom_id", None)}
     if form == "middle":
         ends = {"stop_ids": (vocabulary.eos_id, vocabulary.eom_id)}
-    found = run(model, params, vocabulary, requests, settings, **ends, progress=progress)
+    found = run(model, params, vocabulary, requests, settings, **ends, decoder=decoder, progress=progress)
     return [
         [_filled(vocabulary, parts, completion) for completion in completions]
         for parts, completions in zip(texts, found, strict=True)

@@ -19,6 +19,8 @@ from codegen2_jax.errors import NonFiniteError
 CHUNK = 32  # positions between two looks of the host
 FIRST_ROOM = 4 * CHUNK  # positions that a cache has room for at first
 NOTHING = -1  # in place of a token, where a sample had ended
+PREFIX = 64  # largest logits among which the last that is kept is looked for first
+BLOCK = 256  # tokens whose probabilities are summed at once to find the place of a draw
 
 
 def rooms(max_length: int) -> tuple[int, ...]:
@@ -51,21 +53,32 @@ def choose(logits_BKV, uniform_BK, *, temperature=None, top_k=None, top_p=None) 
 
 
 def _at(probs_BKV, uniform_BK):
-    """The first token up to which the probabilities sum to more than `uniform_BK` of all; found by bisection."""
-    index_11V = jnp.arange(probs_BKV.shape[-1])[None, None]
-    target_BK = uniform_BK * jnp.sum(probs_BKV, axis=-1)
+    """The first token up to which the probabilities sum to more than `uniform_BK` of all.
 
-    def halve(_, bounds):
-        low_BK, high_BK = bounds
-        middle_BK = (low_BK + high_BK) // 2
-        mass_BK = jnp.sum(jnp.where(index_11V <= middle_BK[..., None], probs_BKV, 0.0), axis=-1)
-        behind_BK = mass_BK > target_BK
-        return jnp.where(behind_BK, low_BK, middle_BK + 1), jnp.where(behind_BK, middle_BK, high_BK)
+    Sums of blocks first, then the one block's tokens, so that the vocabulary is read once. Never a token of probability
+    0, even where sums round to less than the target, or a running sum grows by rounding alone.
+    """
+    B, K, V = probs_BKV.shape
+    blocks = -(-V // BLOCK)
+    probs_BKNM = jnp.pad(probs_BKV, ((0, 0), (0, 0), (0, blocks * BLOCK - V))).reshape(B, K, blocks, BLOCK)
+    sums_BKN = jnp.sum(probs_BKNM, axis=-1)
+    target_BK = uniform_BK * jnp.sum(sums_BKN, axis=-1)
+    block_BK, before_BK = _crossing(sums_BKN, target_BK)
+    inside_BKM = jnp.take_along_axis(probs_BKNM, block_BK[..., None, None], axis=2)[:, :, 0]
+    return block_BK * BLOCK + _crossing(inside_BKM, target_BK - before_BK)[0]
 
-    # Never behind the last possible token, even where sums round to less than the target.
-    last_BK = jnp.max(jnp.where(probs_BKV > 0, index_11V, 0), axis=-1)
-    bounds = (jnp.zeros_like(last_BK), last_BK)
-    return jax.lax.fori_loop(0, probs_BKV.shape[-1].bit_length(), halve, bounds)[1]
+
+def _crossing(parts_BKN, target_BK):
+    """(the first part above 0 at whose end the running sum exceeds the target, the sum before it); else the last."""
+    running_BKN = jnp.cumsum(parts_BKN, axis=-1)
+    positive_BKN = parts_BKN > 0
+    over_BKN = positive_BKN & (running_BKN > target_BK[..., None])
+    last_BK = parts_BKN.shape[-1] - 1 - jnp.argmax(positive_BKN[..., ::-1], axis=-1)
+    index_BK = jnp.where(jnp.any(over_BKN, axis=-1), jnp.argmax(over_BKN, axis=-1), last_BK)
+    own_BK, end_BK = (
+        jnp.take_along_axis(array_BKN, index_BK[..., None], axis=-1)[..., 0] for array_BKN in (parts_BKN, running_BKN)
+    )
+    return index_BK, end_BK - own_BK
 
 
 def keep(logits_BKV, *, top_k=None, top_p=None) -> jax.Array:
@@ -73,20 +86,44 @@ def keep(logits_BKV, *, top_k=None, top_p=None) -> jax.Array:
 
     top_k: the k largest. top_p: the fewest likeliest tokens whose probabilities sum to at least top_p (Holtzman et al.
     2020). Tokens as likely as the last one that is kept are kept too: nothing depends on the vocabulary's order.
+
+    The PREFIX largest logits, which are found in one pass, nearly always hold the last one that is kept. Rows in which
+    they do not are bisected; that is only computed when a batch has such a row, and changes nothing in the others.
     """
+    if top_k is None and top_p is None:
+        return logits_BKV
+    B, K, V = logits_BKV.shape
+    prefix_BKP = jax.lax.top_k(logits_BKV.reshape(B * K, V), min(PREFIX, V))[0].reshape(B, K, -1)
+    P = prefix_BKP.shape[-1]
     if top_k is not None:
-        logits_BKV = _keep_largest(logits_BKV, lambda kept_BKV: jnp.sum(kept_BKV, -1, keepdims=True) >= top_k)
+        last_BK1 = prefix_BKP[..., jnp.clip(jnp.asarray(top_k, jnp.int32), 1, P) - 1][..., None]
+        enough = lambda kept_BKV: jnp.sum(kept_BKV, -1, keepdims=True) >= top_k  # noqa: E731
+        cut_BK1 = _cut(logits_BKV, last_BK1, jnp.broadcast_to(top_k <= P, last_BK1.shape), enough)
+        logits_BKV, prefix_BKP = (jnp.where(x >= cut_BK1, x, -jnp.inf) for x in (logits_BKV, prefix_BKP))
     if top_p is not None:
-        probs_BKV = jax.nn.softmax(logits_BKV, axis=-1)
-        mass = lambda kept_BKV: jnp.sum(probs_BKV * kept_BKV, -1, keepdims=True)  # noqa: E731
-        logits_BKV = _keep_largest(logits_BKV, lambda kept_BKV: mass(kept_BKV) >= top_p)
+        log_total_BK1 = jax.nn.logsumexp(logits_BKV, axis=-1, keepdims=True)
+        reached_BKP = jnp.cumsum(jnp.exp(prefix_BKP - log_total_BK1), axis=-1) >= top_p
+        last_BK1 = jnp.take_along_axis(prefix_BKP, jnp.argmax(reached_BKP, axis=-1)[..., None], axis=-1)
+        mass = lambda kept_BKV: jnp.sum(jnp.exp(logits_BKV - log_total_BK1) * kept_BKV, -1, keepdims=True)  # noqa: E731
+        enough = lambda kept_BKV: mass(kept_BKV) >= top_p  # noqa: E731
+        cut_BK1 = _cut(logits_BKV, last_BK1, jnp.any(reached_BKP, axis=-1, keepdims=True), enough)
+        logits_BKV = jnp.where(logits_BKV >= cut_BK1, logits_BKV, -jnp.inf)
     return logits_BKV
 
 
-def _keep_largest(values_BKV, enough):
-    """The values from the largest cut on for which `enough(kept_BKV) -> bool_BK1` holds, minus infinity below.
+def _cut(values_BKV, last_BK1, is_found_BK1, enough):
+    """The smallest value that is kept: `last_BK1` where it was found, else by bisection."""
+    return jax.lax.cond(
+        jnp.all(is_found_BK1),
+        lambda: last_BK1,
+        lambda: jnp.where(is_found_BK1, last_BK1, _bisected(values_BKV, enough)),
+    )
 
-    Bisects the 2^32 float32 values, which costs a fraction of a sort of the vocabulary.
+
+def _bisected(values_BKV, enough):
+    """The largest cut, float32_BK1, for which `enough(values_BKV >= cut) -> bool_BK1` holds, else the least value.
+
+    Bisects the 2^32 float32 values: 32 passes, whatever the vocabulary.
     """
     bits_BKV = jax.lax.bitcast_convert_type(values_BKV, jnp.int32)
     ordered_BKV = jnp.where(bits_BKV < 0, bits_BKV ^ 0x7FFFFFFF, bits_BKV)  # integers in the order of the floats
@@ -99,7 +136,7 @@ def _keep_largest(values_BKV, enough):
 
     bounds = (jnp.min(ordered_BKV, -1, keepdims=True), jnp.max(ordered_BKV, -1, keepdims=True) + 1)
     low_BK1, _ = jax.lax.fori_loop(0, 32, halve, bounds)
-    return jnp.where(ordered_BKV >= low_BK1, values_BKV, -jnp.inf)
+    return jax.lax.bitcast_convert_type(jnp.where(low_BK1 < 0, low_BK1 ^ 0x7FFFFFFF, low_BK1), jnp.float32)
 
 
 # -------------------------------------------------------------------------------------------------------- the device

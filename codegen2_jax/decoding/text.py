@@ -58,6 +58,7 @@ def complete(
     prompts: Sequence[str | Sequence[int]],
     settings: Generation | None = None,
     *,
+    decoder: Any = None,
     on_text: Callable[[int, int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Completion]]:
@@ -66,6 +67,7 @@ def complete(
     A decoder continues the prompt; an encoder-decoder reads it, wrapped as in training, and writes its answer. A prompt
     given as ids is taken as it is.
 
+    decoder: `sampling.lay_out(model, params)`, for a caller that completes again and again; None: laid out here.
     on_text(prompt, sample, text) is given each new piece of a completion's text. progress(done, total) counts samples.
     Raises UserError for a prompt that is too long for the model.
     """
@@ -75,8 +77,9 @@ def complete(
     requests = _requests(model, vocabulary, prompts)
     stop_ids = (vocabulary.eos_id,)
     if settings.num_beams == 1:
-        return run(model, params, vocabulary, requests, settings, stop_ids, on_text=on_text, progress=progress)
-    return _search(model, params, vocabulary, requests, settings, on_text, progress)
+        options = {"decoder": decoder, "on_text": on_text, "progress": progress}
+        return run(model, params, vocabulary, requests, settings, stop_ids, **options)
+    return _search(model, params, vocabulary, requests, settings, decoder, on_text, progress)
 
 
 def _requests(model, vocabulary, prompts) -> list[Request]:
@@ -106,6 +109,7 @@ def run(
     stop_ids: Sequence[int],
     separator: int | None = None,
     *,
+    decoder: Any = None,
     on_text: Callable[[int, int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Completion]]:
@@ -113,7 +117,7 @@ def run(
     streams = [_streams(vocabulary, settings, number, on_text) for number in range(len(requests))]
     num_samples = _even(settings.n, min(SHARING, settings.batch_size))
     rows = min(max(1, settings.batch_size // num_samples), len(requests))
-    decoder = sampling.lay_out(model, params) if requests else None
+    decoder = sampling.lay_out(model, params) if decoder is None and requests else decoder
     done = 0
     for chosen, tokens_BS, mask_BS in _batches(model, requests, rows, settings.max_new_tokens):
         prefix = sampling.read(model, params, tokens_BS, mask_BS)
@@ -177,12 +181,12 @@ def _watch(chunks, watched: Mapping[tuple[int, int], tuple[Stream, Request]], ru
             stopped_BK[place] = stream.finish is not None
 
 
-def _search(model, params, vocabulary, requests, settings, on_text, progress) -> list[list[Completion]]:
+def _search(model, params, vocabulary, requests, settings, decoder, on_text, progress) -> list[list[Completion]]:
     """Beam search: the n best hypotheses of every request; stop strings cut what was found."""
     if settings.n > settings.num_beams:
         raise UserError(f"n={settings.n} exceeds num_beams={settings.num_beams}; raise num_beams or lower n.")
     rows = min(max(1, settings.batch_size // settings.num_beams), len(requests))
-    decoder = sampling.lay_out(model, params) if requests else None
+    decoder = sampling.lay_out(model, params) if decoder is None and requests else decoder
     found: dict[int, list[Completion]] = {}
     options = {"num_beams": settings.num_beams, "length_penalty": settings.length_penalty}
     options |= {"max_new_tokens": settings.max_new_tokens, "eos_id": vocabulary.eos_id}

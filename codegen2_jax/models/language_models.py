@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import MASKED, mask_bias
 from codegen2_jax.models.layers import RMSNorm, Weight, accumulated, initialise
 from codegen2_jax.models.placement import Constrain, placed_by
@@ -111,8 +112,11 @@ class EncoderDecoder(LanguageModel):
 
         pooling: "mean" over the true tokens, or "first", the state of the first token.
 
-        Computed in float32 whatever the compute dtype, so that a stored query equals a recomputed one.
+        Computed in float32 whatever the compute dtype, so that a stored query equals a recomputed one. Raises UserError
+        for another pooling: the last state of an encoder stands for nothing in particular.
         """
+        if pooling not in ("mean", "first"):
+            raise UserError(f"query pooling {pooling!r} means nothing for an encoder; choose 'mean' or 'first'.")
         exact = dataclasses.replace(self, config=dataclasses.replace(self.config, dtype="float32"))
         encoded_BSD, mask_BS = exact.encode(params, inputs_BS, inputs_mask_BS)
         if pooling == "first":

@@ -156,7 +156,7 @@ def _read(directory: Path) -> Run:
         raise UserError(f"{directory} holds no {SCORES_FILE}; {hint}.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(directory=directory, record=record, metrics=tuple(_lines(directory / METRICS_FILE)))
+        run = Run(directory=directory, record=record, metrics=tuple(lines_of(directory / METRICS_FILE)))
         scores = run.scores
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -170,7 +170,7 @@ def _read(directory: Path) -> Run:
     return run
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; a last line that a kill cut short is no record."""
     if not path.is_file():
         return []

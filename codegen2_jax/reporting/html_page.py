@@ -10,11 +10,9 @@ from html import escape
 from pathlib import Path
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.reporting import finished_runs
+from codegen2_jax.reporting import finished_runs, pretraining_runs, pretraining_sections
 from codegen2_jax.reporting.drawing import Rendered, render
-from codegen2_jax.reporting.findings import main_findings
-from codegen2_jax.reporting.finished_runs import Group, Run
-from codegen2_jax.reporting.sections import Exhibit, Section, make_sections
+from codegen2_jax.reporting.sections import Exhibit, Report, Section, make_report
 from codegen2_jax.reporting.style import style_sheet
 from codegen2_jax.reporting.tables import Cell, Column, Estimate, Table, to_csv
 
@@ -28,14 +26,12 @@ EMPTY = "\N{EN DASH}"
 
 def write(directories: Sequence[str | Path], out: str | Path) -> Path:
     """Writes the report of these run directories into `out` and returns the page's path."""
-    runs = finished_runs.load(directories)
-    groups = finished_runs.gather(runs)
+    report = _report_of(directories)
     place = Path(out)
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; name a directory by --out.")
-    sections = make_sections(runs, groups)
     try:
-        exhibits = _exhibits(sections)
+        exhibits = _exhibits(report.sections)
         drawn = {
             exhibit.name: render(exhibit.drawing, name=exhibit.name, alt=exhibit.alt)
             for exhibit in exhibits
@@ -45,10 +41,22 @@ def write(directories: Sequence[str | Path], out: str | Path) -> Path:
         files |= {f"{name}.png": picture.png for name, picture in drawn.items()}
         _write_figures(place / FIGURES, files)
         page = place / PAGE
-        page.write_text(_page(runs, groups, sections, drawn), encoding="utf-8")
+        page.write_text(_page(report, drawn), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{place} cannot be written ({error.strerror}); name another directory by --out.") from error
     return page
+
+
+def _report_of(directories: Sequence[str | Path]) -> Report:
+    """The content, by the kind of the runs; UserError where there are several kinds."""
+    kinds = [pretraining_runs.is_pretraining(directory) for directory in directories]
+    if kinds and all(kinds):
+        return pretraining_sections.make_report(pretraining_runs.load(directories))
+    if any(kinds):
+        one, other = directories[kinds.index(True)], directories[kinds.index(False)]
+        raise UserError(f"{one} is a pretraining run and {other} is none; report them apart.")
+    runs = finished_runs.load(directories)
+    return make_report(runs, finished_runs.gather(runs))
 
 
 def _write_figures(folder: Path, files: dict[str, bytes]) -> None:
@@ -75,21 +83,8 @@ def _exhibits(sections: Sequence[Section]) -> list[Exhibit]:
     return found
 
 
-def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Section], drawn: dict[str, Rendered]) -> str:
-    tasks = runs[0].scores.tasks
-    title = f"Learning {len(tasks)} tasks one after another" if len(tasks) > 1 else f"Learning {tasks[0]}"
-    models = sorted({str(run.record.get("init_from", "not stored")) for run in runs})
-    decodings = sorted({str(run.record.get("decoding", "not stored")) for run in runs})
-    examples = runs[0].record.get("eval_examples")
-    facts = {
-        "Tasks, in order": " \N{RIGHTWARDS ARROW} ".join(tasks),
-        "Methods": ", ".join(group.name for group in groups),
-        "Runs": str(len(runs)),
-        "Initial weights": ", ".join(models),
-        "Decoding": ", ".join(decodings),
-        "Scored of each split": "all examples" if examples is None else f"{examples} examples",
-    }
-    findings = main_findings(groups)
+def _page(report: Report, drawn: dict[str, Rendered]) -> str:
+    title, findings, sections = report.title, report.findings, report.sections
     links = [("findings", "In short")] * bool(findings) + [(section.name, section.title) for section in sections]
     lines = [
         "<!DOCTYPE html>",
@@ -97,7 +92,7 @@ def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Secti
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}: {escape(', '.join(group.name for group in groups))}</title>",
+        f"<title>{escape(title)}: {escape(', '.join(report.names))}</title>",
         '<link rel="icon" href="data:,">',
         f"<style>\n{style_sheet()}</style>",
         "</head>",
@@ -105,10 +100,9 @@ def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Secti
         '<div class="frame">',
         "<header>",
         f"<h1>{escape(title)}</h1>",
-        '<p class="lead">Continual learning of code language models: what each method knows after the last task, what '
-        "it lost on the way, and what it cost.</p>",
+        f'<p class="lead">{escape(report.lead)}</p>',
         '<dl class="facts">',
-        *(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()),
+        *(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in report.facts.items()),
         "</dl>",
         "</header>",
         '<div class="columns">',

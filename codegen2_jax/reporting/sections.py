@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from codegen2_jax.reporting import figures, paper_table, pool_figures, tables
 from codegen2_jax.reporting.drawing import Drawing
+from codegen2_jax.reporting.findings import main_findings
 from codegen2_jax.reporting.finished_runs import SPLITS, Group, Run, ceiling, short_names
 from codegen2_jax.reporting.tables import Column, Table
 
@@ -29,6 +30,42 @@ class Section:
     name: str
     title: str
     parts: Sequence[str | tuple[str, str] | Exhibit]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole page: names are those of what it compares, facts stand under its title, findings before its sections."""
+
+    title: str
+    names: Sequence[str]
+    lead: str
+    facts: Mapping[str, str]
+    findings: Sequence[str]
+    sections: Sequence[Section]
+
+
+def make_report(runs: Sequence[Run], groups: Sequence[Group]) -> Report:
+    """The page of continual runs."""
+    tasks = runs[0].scores.tasks
+    models = sorted({str(run.record.get("init_from", "not stored")) for run in runs})
+    decodings = sorted({str(run.record.get("decoding", "not stored")) for run in runs})
+    examples = runs[0].record.get("eval_examples")
+    return Report(
+        title=f"Learning {len(tasks)} tasks one after another" if len(tasks) > 1 else f"Learning {tasks[0]}",
+        names=[group.name for group in groups],
+        lead="Continual learning of code language models: what each method knows after the last task, what it lost on "
+        "the way, and what it cost.",
+        facts={
+            "Tasks, in order": " \N{RIGHTWARDS ARROW} ".join(tasks),
+            "Methods": ", ".join(group.name for group in groups),
+            "Runs": str(len(runs)),
+            "Initial weights": ", ".join(models),
+            "Decoding": ", ".join(decodings),
+            "Scored of each split": "all examples" if examples is None else f"{examples} examples",
+        },
+        findings=main_findings(groups),
+        sections=make_sections(runs, groups),
+    )
 
 
 def make_sections(runs: Sequence[Run], groups: Sequence[Group]) -> list[Section]:

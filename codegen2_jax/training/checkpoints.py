@@ -158,6 +158,21 @@ class Checkpointer:
                 log.error("checkpoint %d is damaged: %s", step, error)
         return None
 
+    def latest_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """{name joined by "/": shape and dtype} of the newest step whose manifest verifies, without reading arrays.
+
+        Typed PRNG keys are left out; empty where there is no such step.
+        """
+        for step in reversed(self.steps()):
+            try:
+                leaves = self._read_manifest(step)["leaves"]
+            except _Damaged as error:
+                log.error("checkpoint %d is damaged: %s", step, error)
+            else:
+                plain = {name: leaf for name, leaf in leaves.items() if "key_impl" not in leaf}
+                return {n: jax.ShapeDtypeStruct(leaf["shape"], np.dtype(leaf["dtype"])) for n, leaf in plain.items()}
+        return {}
+
     def close(self) -> None:
         """Frees Orbax's threads; every save is already committed."""
         self._orbax.close()

@@ -71,6 +71,45 @@ def test_equals_at_the_edge_are_all_kept():
         np.testing.assert_array_equal(np.isfinite(kept[0, 0]), [True, True, True, True, False])
 
 
+LONG = [{"top_p": 0.95}, {"top_p": 0.5}, {"top_k": 200}, {"top_k": 64, "top_p": 0.9}, {"top_k": 1000, "top_p": 0.7}]
+
+
+@pytest.mark.parametrize("settings", LONG, ids=str)
+def test_rows_that_keep_few_and_rows_that_keep_many_stand_in_one_batch(settings):
+    """Beyond the PREFIX largest logits the way to the cut is another one; a row never depends on its neighbours'."""
+    rng, V = np.random.default_rng(6), 3000
+    logits_3V = rng.normal(size=(3, V)).astype(np.float32) * np.asarray([[12.0], [0.3], [1.5]], np.float32)
+    keep = jax.jit(sampling.keep)
+    rest = {name: jnp.float32(value) for name, value in settings.items()}
+    kept_3V = np.asarray(keep(jnp.asarray(logits_3V)[:, None], **rest))[:, 0]
+    numbers = np.isfinite(kept_3V).sum(axis=1)
+    if "top_k" not in settings:
+        assert numbers[0] < sampling.PREFIX < numbers[1], "the batch does not show both ways"
+    for row, (logits_V, kept_V) in enumerate(zip(logits_3V, kept_3V, strict=True)):
+        expected = int((plain_keep(logits_V, **settings) > 0).sum())
+        assert abs(int(numbers[row]) - expected) <= 1, "one token at the edge may be a matter of rounding"
+        assert set(np.flatnonzero(np.isfinite(kept_V))) == set(np.argsort(-logits_V)[: numbers[row]])
+        np.testing.assert_array_equal(keep(jnp.asarray(logits_V)[None, None], **rest)[0, 0], kept_V)
+
+
+def test_a_draw_is_the_place_in_the_distribution_over_many_blocks():
+    """Against a running sum in float64; a token of probability 0 is never drawn."""
+    V, draws = 2 * sampling.BLOCK + 77, 4000
+    rng = np.random.default_rng(7)
+    weights_V = rng.exponential(size=V) * (rng.uniform(size=V) < 0.2)
+    weights_V[: sampling.BLOCK] = 0.0  # a whole block that is impossible
+    uniform_1K = ((np.arange(draws) + 0.5) / draws).astype(np.float32)[None]
+    logits_V = np.log(np.maximum(weights_V, 1e-45)).astype(np.float32)
+    logits_V[weights_V == 0] = -np.inf
+    logits_1KV = jnp.broadcast_to(jnp.asarray(logits_V)[None, None], (1, draws, V))
+    token_1K, _ = sampling.choose(logits_1KV, jnp.asarray(uniform_1K), temperature=1.0)
+    running_V = np.cumsum(weights_V) / weights_V.sum()
+    low_K, high_K = (np.searchsorted(running_V, uniform_1K[0] + sign * 2e-6, side="right") for sign in (-1, 1))
+    token_K = np.asarray(token_1K[0])
+    assert ((low_K <= token_K) & (token_K <= high_K)).all() and (weights_V[token_K] > 0).all()
+    assert len(set(token_K.tolist())) > 50
+
+
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[1], SETTINGS[7]], ids=str)
 def test_frequencies(settings):
     """A chi-square test of 40,000 draws: its value is below the 99.99 % point of its distribution."""

@@ -66,6 +66,15 @@ def test_a_sample_depends_on_the_seed_its_prompt_and_its_number_only(vocabulary)
             assert sample.text == vocabulary.decode(sample.ids).rstrip("\ufffd")
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_weights_that_were_laid_out_before_are_not_laid_out_again(vocabulary, num_beams, monkeypatch):
+    params, options = table(vocabulary), Generation(num_beams=num_beams, temperature=0.0, max_new_tokens=10)
+    decoder = sampling.lay_out(Table(), params)
+    expected = complete(Table(), params, vocabulary, PROMPTS[:2], options)
+    monkeypatch.setattr(sampling, "lay_out", None)
+    assert same(complete(Table(), params, vocabulary, PROMPTS[:2], options, decoder=decoder), expected)
+
+
 def test_stop_strings_end_samples_across_the_borders_of_chunks(vocabulary):
     """The script puts END around positions 32 and 33, the first of a chunk, and what comes behind is never shown."""
     lines, texts = {}, {}
