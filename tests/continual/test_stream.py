@@ -59,8 +59,9 @@ def unbroken(tmp_path_factory, environment):
 
 @pytest.mark.parametrize("method", ["pp_tf", "finetune"])
 def test_a_decoder_learns_a_stream_as_a_t5_does(method, tmp_path, environment):
-    done = run(method, tmp_path, environment, "--gin_file=models/tiny_codegen.gin")
+    done = run(method, tmp_path, environment, "--gin_file=models/tiny_codegen.gin", "--profile_steps=1:2")
     assert done.returncode == 0, done.stderr
+    assert f"profile of steps 1 to 1 in {tmp_path / 'profile'}" in done.stdout
     record = scores(tmp_path)
     assert record["complete"] and len(record["splits"]["test"]["bleu"]) == 4
     assert all(len(row) == 3 and None not in row for row in record["splits"]["test"]["bleu"])
