@@ -11,7 +11,7 @@ from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE
 from codegen2_jax.continual.setup import Setup
 from codegen2_jax.evaluation.runner import mean_loss
-from codegen2_jax.training import run_directory
+from codegen2_jax.training import profiling, run_directory
 from codegen2_jax.training.loop import LOG_EVERY, Clock, raise_if_stopped, run_steps
 from codegen2_jax.training.profiling import Profile
 from codegen2_jax.training.step import TrainState
@@ -34,8 +34,9 @@ class Run:
         return stage * (self.setup.steps_per_stage + 1) + step
 
     def learn(self, profile_steps: tuple[int, int] | None = None) -> None:
-        state, best, meta = self._restore()
         total = self.setup.steps_per_stage
+        profiling.check(profile_steps, ends=self.num_stages * total)  # before the scores that precede the first step
+        state, best, meta = self._restore()
         begins = meta["stage"] * total + (total if meta["trained"] else int(state.step))
         ends = {"begins": begins, "ends": self.num_stages * total, "traces": jax.process_index() == 0}
         self.profile = Profile(profile_steps, self.directory, message=self.tracker.message, **ends)

@@ -11,6 +11,17 @@ from codegen2_jax.errors import UserError
 FOLDER = "profile"
 
 
+def check(steps: tuple[int, int] | None, *, begins: int = 0, ends: int) -> None:
+    """Raises UserError for steps that a run from `begins` to `ends` does not take."""
+    if steps is None:
+        return
+    asked = f"profile_steps={steps[0]}:{steps[1]}"
+    if steps[1] > ends:
+        raise UserError(f"{asked} ends behind the run's last step, {ends}; choose steps in {begins}:{ends}.")
+    if steps[0] < begins:
+        raise UserError(f"{asked} begins before step {begins}, where this run continues; choose later ones.")
+
+
 class Profile:
     """Traces steps `first` up to, not including, `last` of a run into `directory`/profile; None: no steps.
 
@@ -34,13 +45,7 @@ class Profile:
     ):
         self._steps, self._message, self._running = steps if traces else None, message, False
         self._directory = Path(directory) / FOLDER
-        if steps is None:
-            return
-        asked = f"profile_steps={steps[0]}:{steps[1]}"
-        if steps[1] > ends:
-            raise UserError(f"{asked} ends behind the run's last step, {ends}; choose steps in {begins}:{ends}.")
-        if steps[0] < begins:
-            raise UserError(f"{asked} begins before step {begins}, where this run continues; choose later ones.")
+        check(steps, begins=begins, ends=ends)
 
     def before(self, step: int) -> None:
         """Call it before step number `step` begins."""

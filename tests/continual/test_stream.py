@@ -59,8 +59,9 @@ def unbroken(tmp_path_factory, environment):
 
 def test_a_decoder_learns_a_stream_as_a_t5_does(tmp_path, environment):
     """With all its weights; with a pool of prompts, see test_decoders.py."""
-    done = run("finetune", tmp_path, environment, "--gin_file=models/tiny_codegen.gin")
+    done = run("finetune", tmp_path, environment, "--gin_file=models/tiny_codegen.gin", "--profile_steps=1:2")
     assert done.returncode == 0, done.stderr
+    assert f"profile of steps 1 to 1 in {tmp_path / 'profile'}" in done.stdout
     record = scores(tmp_path)
     assert record["complete"] and len(record["splits"]["test"]["bleu"]) == 4
     assert all(len(row) == 3 and None not in row for row in record["splits"]["test"]["bleu"])

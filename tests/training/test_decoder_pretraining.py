@@ -59,7 +59,7 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(job):
-    job.run(config_text="")
+    job.run(config_text="", profile_steps=(3, 5))
     return Path(job.model_dir)
 
 
@@ -71,6 +71,14 @@ def test_it_learns_and_says_how_much_in_bits_per_byte(finished):
     assert set(summary) == {"loss own", "loss own, objective", "bits_per_byte own"}
     seen = json.loads((finished / "scores.json").read_text())["seen"]["own"]
     assert seen["tokens"] > 0 and seen["epochs"] > 1 and seen["bytes"] > seen["tokens"]
+
+
+def test_the_steps_that_were_asked_for_are_traced(finished, job):
+    assert list((finished / "profile").rglob("*.xplane.pb"))
+    with pytest.raises(UserError, match="profile_steps=3:99 ends behind the run's last step, 16"):
+        dataclasses.replace(job, num_steps=16, model_dir=str(finished / "other")).run(
+            config_text="", profile_steps=(3, 99)
+        )
 
 
 def test_evaluation_problems_are_looked_for_before_the_first_step(finished):
