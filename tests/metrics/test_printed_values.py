@@ -29,7 +29,8 @@ PROGRAMS = {
 
 def test_the_last_printed_value_comes_out():
     """All in one interpreter: starting one for each would take most of the time."""
-    source = "import contextlib, io, sys, builtins\nreal = print\nfor text in " + repr(list(map(instrumented, PROGRAMS)))
+    programs = list(map(instrumented, PROGRAMS))
+    source = f"import contextlib, io, sys, builtins\nreal = print\nfor text in {programs!r}"
     source += ":\n    out = io.StringIO()\n    builtins.print = real\n    with contextlib.redirect_stdout(out):\n"
     source += "        exec(text, {})\n    real(repr(out.getvalue()))\n"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
