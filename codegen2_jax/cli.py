@@ -193,8 +193,8 @@ def run_files(command: str = "train") -> dict[str, str]:
     found = {}
     for path in sorted(PACKAGED.rglob("*.gin")):
         name, text = path.relative_to(PACKAGED).as_posix(), path.read_text(encoding="utf-8")
-        line = rf"^# Run: +(?:\w+=\S+ )?python -m codegen2_jax\.{command} --gin_file={re.escape(name)}(?: --model \w+)?$"
-        if re.search(line, text, re.MULTILINE):
+        line = rf"python -m codegen2_jax\.{command} --gin_file={re.escape(name)}(?: --model DIR_OR_NAME)?"
+        if re.search(rf"^# Run: +(?:\w+=\S+ )?{line}$", text, re.MULTILINE):
             found[name] = textwrap.shorten(text.split("\n", 1)[0].lstrip("# ").split(": ")[0], 90, placeholder=" ...")
     return found
 

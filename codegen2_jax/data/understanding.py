@@ -12,6 +12,7 @@ from codegen2_jax.data.evaluation_sets import rows_of
 from codegen2_jax.data.sources import read_lines, stable_hash
 from codegen2_jax.errors import UserError
 
+LICENCES = {"boolq": "CC-BY-SA-3.0", "defect": "C-UDA-1.0", "piqa": "AFL-3.0", "poj104_pairs": "C-UDA-1.0"}
 POJ_SPLITS = {"train": (1, 64), "valid": (65, 80), "test": (81, 104), "all": (1, 104)}
 """Classes of each split, as CodeXGLUE parts the 104 problems; used where one file holds them all."""
 BETWEEN = " </> "
@@ -161,10 +162,11 @@ def poj104(directory: str | Path, split: str) -> tuple[Labelled, ...]:
     return tuple(one for one in found if first <= int(one.label) <= last)
 
 
-def poj104_pairs(directory: str | Path, split: str) -> tuple[Question, ...]:
+def poj104_pairs(directory: str | Path, split: str, most_characters: int = 1000) -> tuple[Question, ...]:
     """Pairs of programs, half of them solutions of one problem: every program with one of its own class and another.
 
-    The partners come from a hash of the program's id, so they are the same on every machine.
+    The partners come from a hash of the program's id, so they are the same on every machine. Of a longer program the
+    first `most_characters` stand in the pair, so that it does not crowd out the other.
     """
     programs = poj104(directory, split)
     by_label: dict[str, list[Labelled]] = {}
@@ -182,7 +184,7 @@ def poj104_pairs(directory: str | Path, split: str) -> tuple[Question, ...]:
             other = group[draw // 1000 % len(group)]
             question = Question(
                 id=f"{one.label}-{one.id}/{other.label}-{other.id}",
-                text=f"{one.code}{BETWEEN}{other.code}",
+                text=f"{one.code[:most_characters]}{BETWEEN}{other.code[:most_characters]}",
                 cue="\n// Do these programs solve the same problem? Answer:",
                 choices=(" no", " yes"),
                 label=label,
@@ -199,12 +201,17 @@ QUESTIONS: dict[str, Callable[[str | Path, str], tuple[Question, ...]]] = {
 }
 
 
+def directory_variable(name: str) -> str:
+    """The environment variable, and macro, that names the folder of a benchmark of `QUESTIONS`."""
+    return f"{name.removesuffix('_pairs').upper()}_DIR"
+
+
 def questions(name: str, directory: str | Path | None, split: str) -> tuple[Question, ...]:
     """The split of a benchmark of `QUESTIONS`; UserError for an unknown one and where no directory is given."""
     if name not in QUESTIONS:
         raise UserError(f"benchmark {name!r} is unknown; choose one of {', '.join(QUESTIONS)}.")
     if not directory:
-        setting = f"{name.removesuffix('_pairs').upper()}_DIR"
+        setting = directory_variable(name)
         raise UserError(f"{name} needs its files; give --gin.{setting}=\"'FOLDER'\" or the variable {setting}.")
     found = QUESTIONS[name](directory, split)
     if not found:

@@ -219,6 +219,7 @@ class CloneRetrieval:
     Attributes:
       split: "test" (24 classes), "valid", "train", or "all" 104 classes.
       max_tokens: of a program; the rest is cut off.
+      limit: how many programs at most, in whole classes; None for all.
     """
 
     directory: str
@@ -234,7 +235,7 @@ class CloneRetrieval:
     def run(self, call: Call) -> dict[str, Any] | None:
         """Computes vectors, scores them, or both."""
         programs = files.poj104(self.directory, self.split)
-        chosen = [programs[place] for place in evenly_spaced(len(programs), self.limit)]
+        chosen = _whole_classes(programs, self.limit)
         path = call.directory / self.name / "vectors.npy"
         if call.generates:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -282,6 +283,18 @@ class CloneRetrieval:
                 found |= dict(zip(group, vectors_BD, strict=False))
                 progress.update(len(found))
         return np.stack([found[i] for i in range(len(ids))])
+
+
+def _whole_classes(programs: Sequence[files.Labelled], limit: int | None) -> list[files.Labelled]:
+    """The programs of the first classes that fit the limit, at least two classes."""
+    kept: dict[str, list[files.Labelled]] = {}
+    for one in programs:
+        kept.setdefault(one.label, []).append(one)
+    found: list[files.Labelled] = []
+    for number, members in enumerate(kept.values()):
+        if limit is None or number < 2 or len(found) + len(members) <= limit:
+            found += members
+    return found
 
 
 def by_length(lengths: Sequence[int], rows: int, limit: float) -> list[list[int]]:

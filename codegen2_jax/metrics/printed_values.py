@@ -7,6 +7,7 @@ JSON behind a marker; `printed` reads that line; `same` compares.
 import ast
 import json
 import math
+import warnings
 from typing import Any
 
 MARKER = "\x01printed "
@@ -56,7 +57,9 @@ def instrumented(program: str) -> str:
 def _with_last_value_printed(program: str) -> str:
     """Where the last statement is no call of a function whose name begins with print, its value is printed instead."""
     try:
-        tree = ast.parse(program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in the program's strings
+            tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError):
         return program
     last = tree.body[-1] if tree.body else None
