@@ -1,6 +1,6 @@
 """Whether every benchmark's own solutions pass through the sandbox, and broken ones fail.
 
-    python -m benchmarks.canonical --humaneval_infilling DIR --mbpp DIR --mtpb DIR --out benchmarks/results/canonical.json
+    python -m benchmarks.canonical --humaneval_infilling DIR --mbpp DIR --mtpb DIR
 
 With --broken each program of HumanEval and MBPP is judged too with `return None` and with `pass` as the body of its
 entry point; those that pass all the same are named: their tests cannot tell. --every 10 takes each tenth program.

@@ -55,7 +55,8 @@ def test_questions_are_cached_as_text_to_text(tmp_path, monkeypatch):
     found = rows("poj104_pairs", "valid", 100)
     assert len(found) == len(questions) == 12
     for row, one in zip(found, questions, strict=True):
-        assert row["inputs_text"].decode() == one.text and row["targets_text"].decode() == one.choices[one.label].strip()
+        texts = (row["inputs_text"].decode(), row["targets_text"].decode())
+        assert texts == (one.text, one.choices[one.label].strip())
         assert 2 < len(row["inputs"]) <= 512 and np.array_equal(row["inputs"][[0, -1]], row["targets"][[0, -1]])
     arguments = {"vocabulary_dir": PRETRAINED, "task_modules": ("tasks.evaluation",), "progress": lambda line: None}
     cache_writing.build(("poj104_pairs",), cache_dir=tmp_path / "cache", **arguments)
