@@ -1,7 +1,8 @@
-"""Draws finished runs: tables, figures and a page, from their scores.json and metrics.jsonl.
+"""Draws finished runs and evaluations: tables, figures and a page, from scores.json or evaluation.json.
 
   python -m codegen2_jax.report runs/pp_tf                        writes runs/pp_tf/report/index.html
   python -m codegen2_jax.report runs/pp_tf runs/finetune --out report
+  python -m codegen2_jax.report evaluations/nano          results of codegen2_jax.evaluate
 """
 
 import sys
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     parser = cli.Parser("codegen2_jax.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directory of a finished run")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directory of a finished run or evaluation")
     text = "directory to write (default: report in the run directory, or here for several runs)"
     parser.add_argument("--out", metavar="DIR", help=text)
     given = parser.parse_args(argv)

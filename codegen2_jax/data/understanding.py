@@ -180,7 +180,8 @@ def poj104_pairs(directory: str | Path, split: str, most_characters: int = 1000)
         if not own or not labels:
             continue
         strangers = by_label[labels[draw % len(labels)]]
-        for label, group in ((1, own), (0, strangers)):
+        # The hash decides which comes first: alternating labels would mislead whoever takes every second pair.
+        for label, group in ((1, own), (0, strangers))[:: 1 if draw // 10**6 % 2 else -1]:
             other = group[draw // 1000 % len(group)]
             question = Question(
                 id=f"{one.label}-{one.id}/{other.label}-{other.id}",

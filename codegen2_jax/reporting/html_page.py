@@ -8,9 +8,10 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.reporting import finished_runs
+from codegen2_jax.reporting import evaluations, finished_runs
 from codegen2_jax.reporting.drawing import Rendered, render
 from codegen2_jax.reporting.findings import main_findings
 from codegen2_jax.reporting.finished_runs import Group, Run
@@ -24,16 +25,38 @@ LISTING = "files.json"  # in FIGURES: what this program wrote there
 SMALLEST_SCALE = 0.72  # a figure narrower than this share of its size scrolls in its box instead of shrinking on
 TALL_ROWS = 24
 EMPTY = "\N{EN DASH}"
+LEAD = (
+    "Continual learning of code language models: what each method knows after the last task, what it lost on the way, "
+    "and what it cost."
+)
+EVALUATION_SOURCE = "evaluation.json"
+
+
+class Head(NamedTuple):
+    """What stands on top of a page; `window` is the browser's title, `source` the files it was drawn from."""
+
+    title: str
+    window: str
+    lead: str
+    facts: dict[str, str]
+    source: str
 
 
 def write(directories: Sequence[str | Path], out: str | Path) -> Path:
-    """Writes the report of these run directories into `out` and returns the page's path."""
-    runs = finished_runs.load(directories)
+    """Writes the report of these run directories into `out` and returns the page's path.
+
+    A directory of an evaluation may stand among them, alone too; one that holds both gives both.
+    """
+    places = [Path(directory) for directory in directories]
+    measured = evaluations.load(places)
+    alone = {one.directory for one in measured if not (one.directory / finished_runs.SCORES_FILE).is_file()}
+    trained = [place for place in places if place not in alone]
+    runs = finished_runs.load(trained) if trained or not measured else []
     groups = finished_runs.gather(runs)
     place = Path(out)
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; name a directory by --out.")
-    sections = make_sections(runs, groups)
+    sections = (make_sections(runs, groups) if runs else []) + evaluations.sections(measured)
     try:
         exhibits = _exhibits(sections)
         drawn = {
@@ -45,7 +68,7 @@ def write(directories: Sequence[str | Path], out: str | Path) -> Path:
         files |= {f"{name}.png": picture.png for name, picture in drawn.items()}
         _write_figures(place / FIGURES, files)
         page = place / PAGE
-        page.write_text(_page(runs, groups, sections, drawn), encoding="utf-8")
+        page.write_text(_page(_head(runs, groups, measured), groups, sections, drawn), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{place} cannot be written ({error.strerror}); name another directory by --out.") from error
     return page
@@ -75,7 +98,13 @@ def _exhibits(sections: Sequence[Section]) -> list[Exhibit]:
     return found
 
 
-def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Section], drawn: dict[str, Rendered]) -> str:
+def _head(runs: Sequence[Run], groups: Sequence[Group], measured: Sequence[evaluations.Evaluation]) -> Head:
+    if not runs:
+        models = ", ".join(dict.fromkeys(one.model for one in measured))
+        names = dict.fromkeys(name for one in measured for name in one.benchmarks)
+        lead = "What a code language model scores, how sure that is, and with which settings it was measured."
+        facts = {"Models": models, "Benchmarks": ", ".join(names)}
+        return Head(f"Evaluation of {models}", f"Evaluation of {models}", lead, facts, EVALUATION_SOURCE)
     tasks = runs[0].scores.tasks
     title = f"Learning {len(tasks)} tasks one after another" if len(tasks) > 1 else f"Learning {tasks[0]}"
     models = sorted({str(run.record.get("init_from", "not stored")) for run in runs})
@@ -89,7 +118,12 @@ def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Secti
         "Decoding": ", ".join(decodings),
         "Scored of each split": "all examples" if examples is None else f"{examples} examples",
     }
-    findings = main_findings(groups)
+    methods = ", ".join(group.name for group in groups)
+    return Head(title, f"{title}: {methods}", LEAD, facts, "scores.json and metrics.jsonl")
+
+
+def _page(head: Head, groups: Sequence[Group], sections: Sequence[Section], drawn: dict[str, Rendered]) -> str:
+    findings = main_findings(groups) if groups else []
     links = [("findings", "In short")] * bool(findings) + [(section.name, section.title) for section in sections]
     lines = [
         "<!DOCTYPE html>",
@@ -97,18 +131,17 @@ def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Secti
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}: {escape(', '.join(group.name for group in groups))}</title>",
+        f"<title>{escape(head.window)}</title>",
         '<link rel="icon" href="data:,">',
         f"<style>\n{style_sheet()}</style>",
         "</head>",
         "<body>",
         '<div class="frame">',
         "<header>",
-        f"<h1>{escape(title)}</h1>",
-        '<p class="lead">Continual learning of code language models: what each method knows after the last task, what '
-        "it lost on the way, and what it cost.</p>",
+        f"<h1>{escape(head.title)}</h1>",
+        f'<p class="lead">{escape(head.lead)}</p>',
         '<dl class="facts">',
-        *(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()),
+        *(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in head.facts.items()),
         "</dl>",
         "</header>",
         '<div class="columns">',
@@ -129,7 +162,7 @@ def _page(runs: Sequence[Run], groups: Sequence[Group], sections: Sequence[Secti
     lines += [
         "</main>",
         "</div>",
-        f"<footer>Drawn from scores.json and metrics.jsonl by codegen2_jax.report. Every figure is also a PNG and a "
+        f"<footer>Drawn from {head.source} by codegen2_jax.report. Every figure is also a PNG and a "
         f"CSV in the folder {FIGURES} beside this page.</footer>",
         "</div>",
         "</body>",

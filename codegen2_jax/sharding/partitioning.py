@@ -32,6 +32,7 @@ AXIS_RULES: dict[str, str | None] = {
     "prompt": None,
     "prompt_token": None,
     "query": None,
+    "classes": None,
 }
 
 

@@ -62,4 +62,4 @@ def test_questions_are_cached_as_text_to_text(tmp_path, monkeypatch):
     cache_writing.build(("poj104_pairs",), cache_dir=tmp_path / "cache", **arguments)
     for split in ("train", "valid", "test"):
         cached = open_split(tmp_path / "cache", "poj104_pairs", split)
-        assert [cached[i]["targets_text"] for i in range(len(cached))] == ["yes", "no"] * 6
+        assert sorted(cached[i]["targets_text"] for i in range(len(cached))) == ["no"] * 6 + ["yes"] * 6
