@@ -141,12 +141,12 @@ class CodeGeneration(abc.ABC):
             programs = [self.program(problems[row["task_id"]], row) for row in rows]
             limits = Limits(cpu_seconds=self.cpu_seconds, memory_mib=self.memory_mib)
             verdicts = judging.judge(programs, limits, call, f"{self.name}, temperature {temperature:g}")
+            judging.check(verdicts)
             runs[f"{temperature:g}"], passed = self._figures(problems, rows, verdicts, path)
             for id, of_one in passed.items():
                 lines[id][f"temperature {temperature:g}"] = of_one
             completions[temperature] = [(row["task_id"], row.get("sample"), row["completion"]) for row in rows]
             self._write_verdicts(path, rows, verdicts)
-            warnings += _infra(verdicts, temperature)
         warnings += _equal_samples(completions)
         place = call.directory / self.name / "problems.jsonl"
         place.write_text("".join(json.dumps(line) + "\n" for line in lines.values()), encoding="utf-8")
@@ -338,11 +338,6 @@ def _headline(runs: Mapping[str, Any]) -> dict[str, Any]:
             if name not in best or figure["value"] > best[name]["value"]:
                 best[name] = figure | ({"temperature": temperature} if len(runs) > 1 else {})
     return best
-
-
-def _infra(verdicts: Sequence[Verdict], temperature: float) -> list[str]:
-    count = sum(verdict.outcome == "infra" for verdict in verdicts)
-    return [f"{count} programs at temperature {temperature:g} could not be judged and count as failed"] if count else []
 
 
 def _equal_samples(completions: Mapping[float, list]) -> list[str]:

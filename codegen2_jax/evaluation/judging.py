@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.subject import Call
 from codegen2_jax.sandbox.programs import Limits, Program, Verdict
 from codegen2_jax.sandbox.runner import Sandbox
@@ -30,6 +31,16 @@ def judge(programs: Sequence[Program], limits: Limits, call: Call, title: str) -
     return [
         dataclasses.replace(found[key], name=program.name) for key, program in zip(keys, programs, strict=True)
     ]
+
+
+def check(verdicts: Sequence[Verdict]) -> None:
+    """UserError where programs could not be judged: a score that counts them either way would mean nothing."""
+    unjudged = [verdict for verdict in verdicts if verdict.outcome == "infra"]
+    if unjudged:
+        raise UserError(
+            f"{len(unjudged)} of {len(verdicts)} programs could not be judged ({unjudged[0].name}: "
+            f"{unjudged[0].detail}); nothing was scored; score again by --only score."
+        )
 
 
 def outcomes(verdicts: Sequence[Verdict]) -> dict[str, int]:

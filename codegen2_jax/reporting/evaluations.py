@@ -109,7 +109,7 @@ def _how(evaluations) -> list[Exhibit]:
          "Tokens per second count compilation."),
         ("evaluation_outcomes", "What became of the programs", outcomes,
          [*names, Column("Temperature"), Column("Outcome"), Column("Samples")],
-         "infra: the program could not be judged, and counts as failed."),
+         "Only passed counts. violation: the program tried what its jail forbids."),
         ("evaluation_answers", "How often each answer was given", answers,
          [*names, Column("Answer"), Column("Given"), Column("Right")],
          "One answer to everything is a constant predictor, whatever its accuracy."),

@@ -10,7 +10,7 @@ from toy_decoders import byte_vocabulary
 
 from codegen2_jax import evaluate
 from codegen2_jax.errors import UserError
-from codegen2_jax.evaluation import prompting, records
+from codegen2_jax.evaluation import judging, prompting, records
 from codegen2_jax.evaluation.code_benchmarks import MBPP, HumanEval, HumanEvalInfill
 from codegen2_jax.evaluation.conversations import MTPB
 from codegen2_jax.evaluation.subject import Call, Subject
@@ -18,6 +18,7 @@ from codegen2_jax.evaluation.suite import Suite
 from codegen2_jax.interop import huggingface
 from codegen2_jax.models.codegen import CodeGenConfig
 from codegen2_jax.models.decoder_only import DecoderOnly
+from codegen2_jax.sandbox.programs import Verdict
 from codegen2_jax.sandbox.runner import Sandbox
 from codegen2_jax.training.initialisation import ModelSource
 from codegen2_jax.training.tracking import Tracker
@@ -151,6 +152,14 @@ def test_a_temperature_without_effect_is_told(tmp_path, humaneval_file, sandboxe
     result = benchmark.run(call(tmp_path, step="score"))
     assert result["warnings"] == ["temperatures 0.2 and 0.8 gave the same 3 samples"]
     assert result["metrics"]["pass@1"]["value"] == 0.0 and result["metrics"]["pass@1"]["temperature"] == "0.2"
+
+
+def test_programs_that_could_not_be_judged_give_no_score():
+    verdicts = [Verdict(name=f"T/{n}", outcome=outcome, detail="d", cpu_seconds=0.0, wall_seconds=0.0)
+                for n, outcome in enumerate(("passed", "infra"))]  # fmt: skip
+    judging.check(verdicts[:1])
+    with pytest.raises(UserError, match="1 of 2 programs could not be judged .T/1: d"):
+        judging.check(verdicts)
 
 
 def infill_row(number, suffix):
