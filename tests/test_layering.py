@@ -102,6 +102,8 @@ def test_imports_of_our_own_point_down(file):
     name = named(file)
     if file.parent == PACKAGE:
         allowed = BESIDE.get(name, DOORS_MAY)
+    elif file.name == "__main__.py":  # a door of the room's own name
+        allowed = {"cli", name}
     else:
         allowed = ROOMS[name] | {name}
     own = [found for found in imports_of(file) if found.top == "codegen2_jax"]
@@ -119,7 +121,7 @@ def test_tasks_import_only_data_and_metrics():
 
 
 def test_doors_are_thin():
-    for file in PACKAGE.glob("*.py"):
+    for file in (*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__main__.py")):
         if file.stem not in BESIDE:
             lines = len(file.read_text(encoding="utf-8").splitlines())
             assert lines <= 60, f"{file.name} has {lines} lines; a door has at most 60."

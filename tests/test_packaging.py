@@ -37,7 +37,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_carries_gin_files_weights_and_licence(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for pattern in ("gin_configs/**/*.gin", "codegen2_jax/pretrained/**/*", "codegen2_jax/**/*.py", "tasks/**/*.py"):
+    data = ("codegen2_jax/pretrained/**/*", "codegen2_jax/sandbox/launchers/*")
+    for pattern in ("gin_configs/**/*.gin", *data, "codegen2_jax/**/*.py", "tasks/**/*.py"):
         expected = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
         expected = {name for name in expected if "__pycache__" not in name}
         assert expected <= names, f"missing: {sorted(expected - names)}"

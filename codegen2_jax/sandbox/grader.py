@@ -191,6 +191,8 @@ def _execute(jail, execute):
     kind, _, text = said.partition(" ")
     if kind in known:
         return "error" if kind == "compile" else kind, f"{known[kind]}: {printable(text)}"
+    if code != 0 and b"heap out of memory" in jail.printed["stderr"]:  # Node.js aborts
+        return "memory", "memory: an allocation beyond the limit"
     return "error", f"exited: {exit_text(code)} before the tests ended"
 
 

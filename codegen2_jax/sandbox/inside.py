@@ -1,4 +1,4 @@
-"""What runs in the jail: binds itself, loads a solution, answers calls. Nothing here is trusted once the solution is in.
+"""What runs in the jail: binds itself, loads a solution, answers calls. Not trusted once the solution is in.
 
 It imports little, since every program pays for it, and knows neither tests nor expected values.
 """
@@ -46,7 +46,8 @@ def _install(code):
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
     filter_program = Filter(len(code) // 8, code)
-    for option, value, pointer in ((38, 1, None), (22, 2, ctypes.byref(filter_program))):  # NO_NEW_PRIVS; SECCOMP, filter
+    # PR_SET_NO_NEW_PRIVS; PR_SET_SECCOMP with SECCOMP_MODE_FILTER
+    for option, value, pointer in ((38, 1, None), (22, 2, ctypes.byref(filter_program))):
         if prctl(option, value, pointer, 0, 0):
             raise OSError(ctypes.get_errno(), "the kernel refuses the filter of system calls")
 
@@ -88,7 +89,9 @@ class _Channel:
 
 def _module(name):
     module = type(sys)(name)
-    module.__dict__["__builtins__"] = __builtins__
+    import builtins
+
+    builtins.exit = builtins.quit = sys.exit  # which `site` adds otherwise; it is left out since it takes time
     sys.modules[name] = module
     sys.argv = [f"{name}.py"]
     return module
@@ -210,7 +213,12 @@ class _Solution:
         return answer if after == before else {**answer, "arguments": after}
 
     def _known(self, value):
-        return next((number for number, known in enumerate(self.objects) if known is value), None)
+        """The number of an object that the tests hold. A match of a regular expression is held like an instance."""
+        number = next((number for number, known in enumerate(self.objects) if known is value), None)
+        if number is None and type(value) is getattr(sys.modules.get("re"), "Match", None):
+            self.objects.append(value)
+            number = len(self.objects) - 1
+        return number
 
     def _encode(self, value):
         return wire.encode(value, self._known)

@@ -3,7 +3,7 @@
 Two arrangements. A user's own process starts bubblewrap for each program, in new namespaces of all kinds. Root first
 starts one bubblewrap per keeper, which shows the interpreter where an unprivileged user may read it (it often lies in
 root's home), and the keeper becomes that user for good: limits on processes do not bind root, and a bind mount that
-root made shows what only root may read. In both, killing the outermost process kills all inside it.
+root made shows what only root may read. In both, a keeper that loses its parent ends, and with it all below it.
 """
 
 import dataclasses
@@ -43,9 +43,13 @@ class Isolation:
     as_root: bool
 
     def keeper_line(self, toolchains: list[Toolchain]) -> list[str]:
-        """The command of a keeper."""
+        """The command of a keeper; a descriptor of its parent's process is appended to it.
+
+        No --die-with-parent: it would end the keeper with the thread that started it.
+        """
         staged = self.bwrap and self.as_root
-        code = f"{_MODULE.format(path=_INSIDE if staged else str(_PACKAGE.parent))} import keeper; keeper.main()"
+        module = _MODULE.format(path=_INSIDE if staged else str(_PACKAGE.parent))
+        code = f"{module} import keeper; keeper.main(int(sys.argv[1]))"
         line = [_interpreter(), "-P", "-s", "-S", "-c", code]
         return [*self._stage(toolchains), *line] if staged else line
 
@@ -58,7 +62,7 @@ class Isolation:
             shown.bind(str(_PACKAGE / path), to=f"{_INSIDE}/codegen2_jax/{path}")
         return [
             self.bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-            "--as-pid-1", "--die-with-parent", "--new-session", "--clearenv", "--setenv", "PYTHONHASHSEED", "0",
+            "--as-pid-1", "--new-session", "--clearenv", "--setenv", "PYTHONHASHSEED", "0",
             "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID",
             *shown.arguments(), "--proc", "/proc", "--bind", "/proc/sys", "/proc/sys", "--dev", "/dev", "--dir", "/tmp",
             "--remount-ro", "/", "--chdir", "/",

@@ -1,7 +1,7 @@
 """A small process that outlives programs: it forks a grader for each, and leaves nothing behind.
 
 It imports what a grader needs and nothing else, so that a fork costs a millisecond, and is never a fork of the process
-that asked. When the pipe from its parent closes, for whatever reason, it kills what runs and ends.
+that asked. When its parent ends, however that happens, it kills what runs and ends too.
 """
 
 import gc
@@ -15,11 +15,15 @@ import time
 import traceback
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_GRACE_SECONDS = 10  # beyond the wall limit, for a grader to end by itself
+_PATIENCE = 20  # wall limits until a grader that does nothing is ended; it usually notices by itself
 
 
-def main():
-    """Reads requests, one JSON line each, from descriptor 0 and writes verdicts to descriptor 1."""
+def main(parent):
+    """Reads requests, one JSON line each, from descriptor 0 and writes verdicts to descriptor 1.
+
+    parent: a descriptor of the process that asks (pidfd), readable once it has ended; a pipe alone would be kept open
+    by other children of it.
+    """
     import ctypes
 
     prctl = ctypes.CDLL(None).prctl
@@ -27,15 +31,16 @@ def main():
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    for fd in (requests, verdicts, null):
+    for fd in (requests, verdicts, null, parent):
         os.set_inheritable(fd, False)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans come to us and are reaped
-    lines = _lines(requests)
+    lines = _lines(requests, parent)
     settings = json.loads(next(lines))
     if settings["uid"] is not None:
         os.setgroups([])
         os.setresgid(*[settings["uid"]] * 3)
         os.setresuid(*[settings["uid"]] * 3)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # of the stage; a change of user forgets such orders
 
     from codegen2_jax.sandbox import grader
 
@@ -43,13 +48,13 @@ def main():
     gc.freeze()
     for line in lines:
         request = json.loads(line)
-        verdict = _judge(request, grader, requests, prctl)
+        verdict = _judge(request, grader, (requests, parent), prctl)
         _write(verdicts, json.dumps(verdict).encode() + b"\n")
 
 
-def _lines(fd):
+def _lines(fd, parent):
     rest = b""
-    while part := os.read(fd, 2**20):
+    while parent not in select.select([fd, parent], [], [])[0] and (part := os.read(fd, 2**20)):
         *whole, rest = (rest + part).split(b"\n")
         yield from whole
 
@@ -59,7 +64,7 @@ def _write(fd, data):
         data = data[os.write(fd, data) :]
 
 
-def _judge(request, grader, requests, prctl):
+def _judge(request, grader, upward, prctl):
     result, result_w = os.pipe()
     start, keeper = time.monotonic(), os.getpid()
     pid = os.fork()
@@ -68,7 +73,8 @@ def _judge(request, grader, requests, prctl):
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != keeper:
                 os._exit(1)
-            os.close(requests)
+            for fd in upward:
+                os.close(fd)
             for name, value in request["grader_limits"].items():
                 resource.setrlimit(getattr(resource, name), (value, value))
             _write(result_w, json.dumps(grader.judge(request)).encode())
@@ -78,14 +84,15 @@ def _judge(request, grader, requests, prctl):
         finally:
             os._exit(70)
     os.close(result_w)
-    text, deadline = b"", start + request["jail"]["limits"]["wall"] + _GRACE_SECONDS
+    text, deadline = b"", start + _PATIENCE * request["jail"]["limits"]["wall"] + 60
     while True:
-        ready, _, _ = select.select([result, requests], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready or requests in ready:  # too late, or the parent is gone: it sends nothing meanwhile
+        ready, _, _ = select.select([result, *upward], [], [], max(0.0, deadline - time.monotonic()))
+        gone = any(fd in ready for fd in upward)  # the parent sends nothing meanwhile
+        if not ready or gone:
             os.kill(pid, signal.SIGKILL)
         if not ready:
             break
-        if requests in ready:
+        if gone:
             _reap_all()
             os._exit(0)
         part = os.read(result, 2**20)

@@ -1,8 +1,8 @@
 """Toolchains of other languages: where they are, what they need to see, how a program with its tests is started.
 
 Outside Python, solution and tests share a process, so its exit code proves nothing: `exit(0)` before the first test is
-a clean end. Each language therefore has a launcher, in `launchers/`, that reads an unguessable token before it loads the
-program and repeats it only after the tests have returned. What that does not stop is written in docs/sandbox.md.
+a clean end. Each language therefore has a launcher, in `launchers/`, that reads an unguessable token before it loads
+the program and repeats it only after the tests have returned. What that does not stop is written in docs/sandbox.md.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ class Toolchain:
       environment: of the command.
       threads: least number that the runtime needs.
       open_files: least number that it needs.
+      tries_sockets: whether the runtime itself opens one at its start, so that it is refused without being a violation.
     """
 
     language: str
@@ -37,6 +38,7 @@ class Toolchain:
     environment: tuple[tuple[str, str], ...] = ()
     threads: int = 64
     open_files: int = 256
+    tries_sockets: bool = False
 
     def start(self, solution: str, tests: str, memory_mib: int) -> dict:
         """What `inside.py` writes and becomes."""
@@ -49,7 +51,7 @@ class Toolchain:
 
 def java_class(text: str) -> str:
     """The class after which javac wants the file to be called."""
-    public = re.search(r"^\s*public\s+(?:final\s+|abstract\s+)?(?:class|interface|enum|record)\s+(\w+)", text, re.MULTILINE)
+    public = re.search(r"^\s*public\s+(?:final\s+|abstract\s+)?(?:class|interface|enum|record)\s+(\w+)", text, re.M)
     return public[1] if public else "Problem"
 
 
@@ -85,7 +87,9 @@ def _java() -> Toolchain:
     options = ("-ea", "-Xmx{memory}m", "-Xss8m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
     options += ("-Xshare:auto", "-XX:ReservedCodeCacheSize=64m", "-XX:+DisableAttachMechanism")
     needs = (home, *(str(path) for path in sorted(Path("/etc").glob("java*"))))
-    return Toolchain("java", (java, *options, "Launcher.java"), "Launcher.java", needs)
+    libraries = f"{home}/lib:{home}/lib/server"  # found through /proc otherwise, which a jail has not
+    environment = (("LD_LIBRARY_PATH", libraries),)
+    return Toolchain("java", (java, *options, "Launcher.java"), "Launcher.java", needs, environment, tries_sockets=True)
 
 
 def _node() -> Toolchain:

@@ -20,15 +20,15 @@ class Program:
     Attributes:
       name: what the verdict is called.
       solution: the text to be judged; all of it runs in the jail.
-      tests: "calls": Python code that runs outside the jail and calls the solution by name. A function `check(candidate)`
-        that it defines and does not call is called with the entry point. "program": text that is put behind the solution
-        and runs in the jail with it. "output": unused.
+      tests: "calls": Python code that runs outside the jail and calls the solution by name. A function
+        `check(candidate)` that it defines and does not call is called with the entry point. "program": text that is
+        put behind the solution and runs in the jail with it. "output": unused.
       entry_point: the name of the solution's function, for "calls".
       language: one of LANGUAGES; "calls" is for Python.
-      trusted_prelude: Python code that runs outside the jail before the tests, such as helpers that a prompt defines. A
-        function named like the entry point in it is replaced by the solution's.
-      style: "calls"; "program": passed if the tests ran to their end; "output": the solution is run as a program with an
-        empty standard input, passed if it ended with exit code 0, what it printed is in the verdict.
+      trusted_prelude: Python code that runs outside the jail before the tests, such as helpers that a prompt defines.
+        A function named like the entry point in it is replaced by the solution's.
+      style: "calls"; "program": passed if the tests ran to their end; "output": the solution is run as a program with
+        an empty standard input, passed if it ended with exit code 0, what it printed is in the verdict.
 
     Raises:
       UserError: for an unknown language or style, a field that is no text, or tests that could tell nothing.
@@ -51,11 +51,11 @@ class Program:
             if value not in known:
                 raise UserError(f"program {self.name!r}: {name}={value!r} is unknown; use one of {', '.join(known)}.")
         if self.style != "output" and not self.tests.strip():
-            raise UserError(f"program {self.name!r} has no tests, so it would always pass; give tests or style 'output'.")
+            raise UserError(f"program {self.name!r} has no tests and would always pass; give tests or style 'output'.")
         if self.style == "calls" and self.language != "python":
-            raise UserError(f"program {self.name!r}: style 'calls' is for python; give {self.language} style 'program'.")
-        if (self.style == "calls" or self.runs_calls) and not self.entry_point.isidentifier():
-            raise UserError(f"program {self.name!r}: entry_point={self.entry_point!r} names no function of the solution.")
+            raise UserError(f"program {self.name!r}: style 'calls' is for python; give {self.language} 'program'.")
+        if self.runs_calls and not self.entry_point.isidentifier():
+            raise UserError(f"program {self.name!r}: entry_point={self.entry_point!r} is no name of a function.")
 
     @property
     def runs_calls(self) -> bool:
@@ -84,8 +84,9 @@ class Limits:
         included). Beyond it the verdict is "timeout".
       memory_mib: address space (Python) or heap (other languages). Beyond it an allocation fails.
       output_kib: bytes on standard output and error together. Beyond it the verdict is "output".
-      wall_seconds: when a program that has not used its CPU time is given up; it is tried once more with nothing beside
-        it, and is a "timeout" if that takes as long. None: 3 cpu_seconds + 5.
+      wall_seconds: when a program is given up that does nothing: only time counts in which it has less than a twentieth
+        of a core, so that a busy machine makes no program late. It is tried once more with nothing beside it, and is a
+        "timeout" if it sleeps then too. None: 3 cpu_seconds + 5.
       processes: 1: the program starts none. More are for toolchains that need them.
       threads: at one time, the first included.
       disk_mib: of the one folder that can be written, which is in memory.
@@ -114,7 +115,7 @@ class Limits:
         least = {"memory_mib": 64, "open_files": 16}
         for name, value in least.items():
             if getattr(self, name) < value:
-                raise UserError(f"{name}={getattr(self, name)} is too little to start an interpreter; give {value} or more.")
+                raise UserError(f"{name}={getattr(self, name)} starts no interpreter; give {value} or more.")
 
     @property
     def wall(self) -> float:

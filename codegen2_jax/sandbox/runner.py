@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import queue
 import subprocess
 import threading
@@ -96,10 +97,12 @@ class Sandbox:
         else:  # these reserve addresses by the gigabyte; their heap is limited by an option
             rlimits["NOFILE"] = max(limits.open_files, toolchain.open_files)
             rlimits["NPROC"] = max(limits.threads, toolchain.threads)
+        grader_memory = {"RLIMIT_AS": _GRADER_MEMORY} if toolchain is None else {}  # the jail inherits it
         if not self.isolation.bwrap:
             del rlimits["NPROC"]  # without a namespace it counts all that the user runs
         supported = system_calls.supported()
-        filters = {"jail": system_calls.program(processes=limits.processes > 1).hex() if supported else ""}
+        options = {"processes": limits.processes > 1, "tries_sockets": bool(toolchain and toolchain.tries_sockets)}
+        filters = {"jail": system_calls.program(**options).hex() if supported else ""}
         filters["inside"] = system_calls.without_execute().hex() if supported and not execute else ""
         return {
             "program": dataclasses.asdict(program),
@@ -111,11 +114,7 @@ class Sandbox:
                 "filters": filters,
                 "rlimits": rlimits,
             },
-            "grader_limits": {
-                "RLIMIT_AS": _GRADER_MEMORY,
-                "RLIMIT_CPU": max(10, 2 * math.ceil(limits.cpu_seconds)),
-                "RLIMIT_CORE": 0,
-            },
+            "grader_limits": {"RLIMIT_CPU": max(10, 2 * cpu), "RLIMIT_CORE": 0} | grader_memory,
         }
 
     def close(self) -> None:
@@ -154,14 +153,18 @@ class _Keeper:
         said = self.stop()
         detail = f"the keeper ended: {' '.join(said.split())[-300:] or 'without a word'}"
         wall = time.monotonic() - start
-        return {"outcome": "infra", "detail": detail, "cpu_seconds": 0.0, "wall_seconds": wall, "stdout": "", "stderr": ""}
+        found = {"outcome": "infra", "detail": detail, "cpu_seconds": 0.0, "wall_seconds": wall}
+        return {**found, "stdout": "", "stderr": ""}
 
     def _start(self) -> None:
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            self._isolation.keeper_line(languages.present()), stdin=pipe, stdout=pipe, stderr=pipe,
-            env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
-        )  # fmt: skip
+        pipe, ourselves = subprocess.PIPE, os.pidfd_open(os.getpid())
+        try:
+            self._process = subprocess.Popen(
+                [*self._isolation.keeper_line(languages.present()), str(ourselves)], pass_fds=[ourselves],
+                stdin=pipe, stdout=pipe, stderr=pipe, env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(ourselves)
         settings = {"uid": isolation.UID if self._isolation.as_root and self._isolation.bwrap else None}
         self._process.stdin.write(json.dumps(settings).encode() + b"\n")
         self._process.stdin.flush()

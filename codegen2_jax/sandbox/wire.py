@@ -5,7 +5,7 @@ itself, so nothing that a solution made, no subclass and no operator of its own,
 
 Tags (objects with one key): i whole number in hexadecimal, f nan and infinities, t tuple, s set, S frozenset, d dict as
 pairs, b bytes, B bytearray, c complex, r range, C Counter, O OrderedDict, D defaultdict without its factory, q deque,
-ref an object that stays in the jail.
+T a built-in type, ref an object that stays in the jail.
 """
 
 import collections
@@ -21,6 +21,13 @@ _SEQUENCES = {tuple: "t", set: "s", frozenset: "S", collections.deque: "q"}
 _MAPPINGS = {dict: "d", collections.Counter: "C", collections.OrderedDict: "O", collections.defaultdict: "D"}
 _MAKE_SEQUENCE = {"t": tuple, "s": set, "S": frozenset, "q": collections.deque}
 _MAKE_MAPPING = {"d": dict, "C": dict, "O": collections.OrderedDict, "D": dict}
+_TYPES = {
+    kind.__name__: kind
+    for kind in (
+        object, type, type(None), bool, int, float, complex, str, bytes, bytearray,
+        list, tuple, set, frozenset, dict, range,
+    )  # fmt: skip
+}
 
 
 class WireError(ValueError):
@@ -73,8 +80,8 @@ def _encode(value, ref, count, depth):
         return {_SEQUENCES[kind]: [_encode(item, ref, count, depth + 1) for item in value]}
     if kind in _MAPPINGS:
         count.take(2 * len(value), depth)
-        pairs = [[_encode(key, ref, count, depth + 1), _encode(item, ref, count, depth + 1)] for key, item in value.items()]
-        return {_MAPPINGS[kind]: pairs}
+        pairs = ([_encode(part, ref, count, depth + 1) for part in pair] for pair in value.items())
+        return {_MAPPINGS[kind]: list(pairs)}
     if kind is bytes or kind is bytearray:
         if len(value) > MAX_BYTES // 2:
             raise WireError(f"{len(value)} bytes")
@@ -83,6 +90,8 @@ def _encode(value, ref, count, depth):
         return {"c": [_encode(value.real, ref, count, depth), _encode(value.imag, ref, count, depth)]}
     if kind is range:
         return {"r": [_encode(part, ref, count, depth) for part in (value.start, value.stop, value.step)]}
+    if kind is type and _TYPES.get(value.__name__) is value:
+        return {"T": value.__name__}
     number = ref(value)
     if number is not None:
         return {"ref": number}
@@ -126,6 +135,8 @@ def _decode(data, ref, count, depth):
                 return complex(real, imaginary)
         if tag == "r":
             return range(*(_decode(part, ref, count, depth + 1) for part in content))
+        if tag == "T" and content in _TYPES:
+            return _TYPES[content]
         if tag == "ref" and type(content) is int and ref is not None:
             return ref(content)
     except (TypeError, ValueError) as error:
