@@ -62,7 +62,8 @@ def test_mbpp_is_split_and_prompted_as_published():
 def test_mtpb_has_five_cases_a_problem():
     cases = mtpb.conversations(SHARED / "mtpb")
     assert len(cases) == 575 and len({one.problem for one in cases}) == 115
-    assert {len(one.turns) for one in cases} == set(range(3, 10)) and cases[0].turns[0].startswith('Assign the string "abcde"')
+    assert {len(one.turns) for one in cases} == set(range(3, 10))
+    assert cases[0].turns[0].startswith('Assign the string "abcde"')
     assert sum(one.max_new_tokens == 256 for one in cases) >= 35
     assert mtpb.answered(mtpb.asked(mtpb.BEGINNING, "Print 1."), "print(1)").endswith("# Print 1.\nprint(1)\n\n")
 
@@ -74,8 +75,8 @@ def test_questions_have_the_published_sizes_and_majorities():
     train, valid = (understanding.boolq(SHARED / "boolq", split) for split in ("train", "valid"))
     assert (len(train), len(valid)) == (1800, 200) and not {one.id for one in train} & {one.id for one in valid}
     assert len(understanding.poj104(SHARED / "poj104", "all")) == 2080
-    sizes = [len({one.label for one in understanding.poj104(SHARED / "poj104", name)}) for name in ("train", "valid", "test")]
-    assert sizes == [64, 16, 24]
+    splits = [understanding.poj104(SHARED / "poj104", name) for name in ("train", "valid", "test")]
+    assert [len({one.label for one in split}) for split in splits] == [64, 16, 24]
     pairs = understanding.poj104_pairs(SHARED / "poj104", "test")
     assert len(pairs) == 960 and sum(one.label for one in pairs) == 480
     assert 180 < sum(one.label for one in pairs[::2]) < 300  # no pattern in the order

@@ -118,7 +118,8 @@ def test_clones_are_ranked_by_vectors(tmp_path, subject):
 
 def test_summaries_are_scored_beside_the_first_sentence(tmp_path, subject):
     pytest.importorskip("rouge_score")
-    rows = [{"document": f"Number {n} came first. Then more came.", "summary": f"number {n}", "id": n} for n in range(3)]
+    document = "Number {} came first. Then more came."
+    rows = [{"document": document.format(n), "summary": f"number {n}", "id": n} for n in range(3)]
     write(tmp_path / "train.jsonl", rows)
     write(tmp_path / "test.jsonl", rows)
     benchmark = XSum(directory=str(tmp_path), max_new_tokens=8)
