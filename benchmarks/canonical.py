@@ -97,8 +97,7 @@ def main() -> None:
         if given.mtpb and (not given.only or "mtpb" in given.only):
             cases = mtpb.conversations(given.mtpb)[:: given.every]
             programs = [
-                Program(name=one.id, style="output", solution=printed_values.instrumented(
-                    f"{mtpb.BEGINNING}print({one.expected!r})\n"))
+                Program(name=one.id, style="output", solution=printed_values.instrumented(f"print({one.expected!r})\n"))
                 for one in cases
             ]  # fmt: skip
             for published in (False, True):

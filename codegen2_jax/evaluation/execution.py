@@ -93,6 +93,10 @@ class CodeGeneration(abc.ABC):
     def passes(self, problem: Any, verdict: Verdict) -> bool:
         return verdict.outcome == PASSED
 
+    def check(self, verdicts: Sequence[Verdict]) -> None:
+        """UserError where the verdicts say nothing about the model."""
+        judging.check(verdicts)
+
     def further(self, problems: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Other figures of the records of one temperature, 0 to 100."""
         return {}
@@ -141,7 +145,7 @@ class CodeGeneration(abc.ABC):
             programs = [self.program(problems[row["task_id"]], row) for row in rows]
             limits = Limits(cpu_seconds=self.cpu_seconds, memory_mib=self.memory_mib)
             verdicts = judging.judge(programs, limits, call, f"{self.name}, temperature {temperature:g}")
-            judging.check(verdicts)
+            self.check(verdicts)
             runs[f"{temperature:g}"], passed = self._figures(problems, rows, verdicts, path)
             for id, of_one in passed.items():
                 lines[id][f"temperature {temperature:g}"] = of_one
