@@ -4,6 +4,7 @@ Every wait looks at four things at once: the answer, what the solution prints, t
 which nothing is done. CPU time is read from the kernel's clock of the jailed process, from outside.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -18,6 +19,7 @@ _POLL_SECONDS = 0.25  # how late a used-up CPU limit may be noticed; the verdict
 # A second of CPU time excuses so many seconds on the wall: on a machine this busy a program still counts as working,
 # one that sleeps in a loop does not.
 _SHARE = 20
+_F_SETPIPE_SZ = 1031
 
 
 class Ended(BaseException):
@@ -60,6 +62,8 @@ class Jail:
         self._reply, reply_w = self._pipe()
         stdout, stdout_w = self._pipe()
         stderr, stderr_w = self._pipe()
+        for fd in (stdout_w, stderr_w):
+            _widen(fd, 1024 * self.limits["output_kib"])
         theirs = [request_r, reply_w]
         self._sources = {self._reply: "reply", stdout: "stdout", stderr: "stderr"}
         information = None
@@ -322,6 +326,14 @@ class Jail:
     @property
     def wall_seconds(self):
         return time.monotonic() - self._start
+
+
+def _widen(pipe, size):
+    """Lets a pipe hold more than may be printed: Node.js keeps what does not fit for later, and later may not come."""
+    try:
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, size + 65536)
+    except OSError:
+        pass  # beyond what this system gives to a user
 
 
 def exit_text(code):

@@ -27,10 +27,11 @@ def main(parent):
     import ctypes
 
     prctl = ctypes.CDLL(None).prctl
-    requests, verdicts = os.dup(0), os.dup(1)
+    requests, verdicts, parent = os.dup(0), os.dup(1), os.dup(parent)  # small numbers, which `select` needs
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
+    os.closerange(max(requests, verdicts, parent, null) + 1, 4096)
     for fd in (requests, verdicts, null, parent):
         os.set_inheritable(fd, False)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans come to us and are reaped
@@ -76,7 +77,8 @@ def _judge(request, grader, upward, prctl):
             for fd in upward:
                 os.close(fd)
             for name, value in request["grader_limits"].items():
-                resource.setrlimit(getattr(resource, name), (value, value))
+                hard = value + (name == "RLIMIT_CPU")  # the soft limit's signal tells what happened, the hard one kills
+                resource.setrlimit(getattr(resource, name), (value, hard))
             _write(result_w, json.dumps(grader.judge(request)).encode())
             os._exit(0)
         except BaseException:

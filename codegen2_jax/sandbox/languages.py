@@ -100,8 +100,8 @@ def _node() -> Toolchain:
 
 def _ruby() -> Toolchain:
     ruby = _which("ruby", "ruby", "Ruby 3 (apt-get install ruby)")
-    gems = ("/usr/share/ruby-vendor", "/usr/share/rubygems-integration")
-    return Toolchain("ruby", (ruby, "--disable=gems", "launcher.rb"), "launcher.rb", (ruby, *gems))
+    gems = ("/usr/share/rubygems-integration", "/var/lib/gems")  # test/unit is one
+    return Toolchain("ruby", (ruby, "launcher.rb"), "launcher.rb", (ruby, *gems))
 
 
 def _csharp() -> Toolchain:

@@ -114,7 +114,7 @@ class Sandbox:
                 "filters": filters,
                 "rlimits": rlimits,
             },
-            "grader_limits": {"RLIMIT_CPU": max(10, 2 * cpu), "RLIMIT_CORE": 0} | grader_memory,
+            "grader_limits": {"RLIMIT_CPU": 2 * cpu - 2, "RLIMIT_CORE": 0} | grader_memory,
         }
 
     def close(self) -> None:

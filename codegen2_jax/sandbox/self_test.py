@@ -40,7 +40,14 @@ if ctypes.CDLL(None).unshare(0x10000000):
 """,
     "read another process": """
 import glob
-assert any({secret!r}.encode() in open(name, "rb").read() for name in glob.glob("/proc/[0-9]*/environ"))
+found = False
+for name in glob.glob("/proc/[0-9]*/environ"):
+    try:
+        with open(name, "rb") as file:
+            found = found or {secret!r}.encode() in file.read()
+    except OSError:
+        pass
+assert found
 """,
 }
 FILTER_ONLY = ("start a process",)

@@ -17,7 +17,7 @@ from codegen2_jax.sandbox.programs import Limits, Program
 from codegen2_jax.sandbox.runner import Sandbox
 
 FOLDER = Path(__file__).parent / "hostile"
-LIMITS = Limits(cpu_seconds=0.6, memory_mib=256, wall_seconds=1.5)
+LIMITS = Limits(cpu_seconds=0.6, memory_mib=256, wall_seconds=1)
 TESTS = """
 def check(candidate):
     assert candidate(2, 3) == 5

@@ -1,4 +1,4 @@
-"""Two hundred programs that attack: none passes, none leaves a trace, each has its label; as root and as another user."""
+"""Two hundred programs that attack: none passes, none leaves a trace, labels are right; as root and as another user."""
 
 import collections
 import json

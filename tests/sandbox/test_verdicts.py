@@ -9,13 +9,13 @@ from codegen2_jax.sandbox.runner import Sandbox
 RIGHT = {
     "plain": ("def f(a, b):\n    return a + b", "assert f(1, 2) == 3"),
     "check": ("def f(a):\n    return a", "def check(candidate):\n    assert candidate(1) == 1"),
-    "check that is called": ("def f(a):\n    return a", "def check(candidate):\n    assert candidate(1) == 1\ncheck(f)"),
-    "named arguments": ("def f(a, *, b=2, **c):\n    return a + b + sum(c.values())", "assert f(1, b=1, c=1, d=1) == 4"),
+    "check, called": ("def f(a):\n    return a", "def check(candidate):\n    assert candidate(1) == 1\ncheck(f)"),
+    "named arguments": ("def f(a, *, b=2, **c):\n    return a + b + len(c)", "assert f(1, b=1, c=1, d=1) == 4"),
     "all types": (
         "def f(a):\n    return a",
         "import collections\n"
-        "for value in [None, True, 0, -1, 2**100, -(2**70), 0.1, 1e308, 'x', '\\ud800', b'x', bytearray(b'y'), 1j, (1, (2,)),"
-        " [1, [2]], {1: 'a', (1, 2): None, None: 3}, {1, 2}, frozenset({3}), range(1, 9, 2), int,"
+        "for value in [None, True, 0, -1, 2**100, -(2**70), 0.1, 1e308, 'x', '\\ud800', b'x', bytearray(b'y'), 1j,"
+        " (1, (2,)), [1, [2]], {1: 'a', (1, 2): None, None: 3}, {1, 2}, frozenset({3}), range(1, 9, 2), int,"
         " collections.Counter('aab'), collections.OrderedDict(a=1), collections.deque([1, 2])]:\n"
         "    assert f(value) == value and type(f(value)) is type(value), value\n"
         "assert str(f(-0.0)) == '-0.0' and f(float('nan')) != f(float('nan')) and f(float('inf')) == float('inf')",
@@ -78,7 +78,7 @@ RIGHT = {
         "    signal.setitimer(signal.ITIMER_REAL, 0.01)\n    while not seen:\n        pass\n    return a",
         "assert f(1) == 1",
     ),
-    "order of a set": ("def f(a):\n    return list({'a', 'b', 'c'})", "assert f(1) == f(1) == list({'a', 'b', 'c'})"),
+    "order of a set": ("def f():\n    return list({'a', 'b', 'c'})", "assert f() == list({'a', 'b', 'c'})"),
 }
 
 
@@ -101,19 +101,20 @@ def test_a_helper_of_the_prompt_is_trusted(verdict_on):
 WRONG = {
     "wrong value": ("def f():\n    return 1", "assert f() == 2", "failed", "wrong: AssertionError in line 1"),
     "wrong type": ("def f():\n    return None", "assert abs(f() - 1) < 2", "failed", "wrong: TypeError"),
-    "raises": ("def f():\n    return 1 / 0", "assert f() == 2", "error", "exception: ZeroDivisionError: division by zero"),
+    "raises": ("def f():\n    return 1 / 0", "assert f() == 2", "error", "exception: ZeroDivisionError: division"),
     "does not compile": ("def f(:", "assert f() == 2", "error", "exception: SyntaxError"),
     "is not there": ("def g():\n    return 1", "assert f() == 1", "error", "exception: NameError"),
     "too many arguments": ("def f():\n    return 1", "assert f(1) == 1", "error", "exception: TypeError"),
     "exits": ("def f():\n    exit(0)", "assert f() == 1", "error", "exited"),
     "never called": ("def f():\n    return 1", "assert True", "error", "exception: the tests ended without a call"),
-    "closed output": ("import sys\nsys.stdout.close()\ndef f():\n    return 1", "assert f() == 1", "error", "exception"),
+    "closed output": (
+        "import sys\nsys.stdout.close()\ndef f():\n    return 1", "assert f() == 1", "error", "exception"),
     "iterator that stops": (
         "def f(a):\n    raise StopIteration", "assert all(map(f, [1, 2]))", "error", "exception: StopIteration"),
     "swallowed by the tests": (
         "import os\ndef f():\n    os._exit(0)", "try:\n    f()\nexcept BaseException:\n    pass", "error", "exited"),
     "always equal, held by the tests": (
-        "class f:\n    def __eq__(self, other):\n        return True", "assert f() == 1", "failed", "wrong: AssertionError"),
+        "class f:\n    def __eq__(self, other):\n        return True", "assert f() == 1", "failed", "wrong: Assert"),
 }  # fmt: skip
 
 
@@ -126,7 +127,8 @@ def test_wrong_programs_get_their_label(name, verdict_on):
 
 
 def test_whole_programs(verdict_on):
-    hello = verdict_on("import sys\nif __name__ == '__main__':\n    print('hi')\n    sys.stderr.write('oh')", style="output")
+    text = "import sys\nif __name__ == '__main__':\n    print('hi')\n    sys.stderr.write('oh')"
+    hello = verdict_on(text, style="output")
     assert (hello.outcome, hello.stdout, hello.stderr) == ("passed", "hi\n", "oh")
     assert verdict_on("print(1)\nraise SystemExit", style="output").passed
     ended = verdict_on("print('x', end='')\nimport sys\nsys.exit(3)", style="output")
