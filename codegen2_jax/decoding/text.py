@@ -74,7 +74,7 @@ def complete(
     if isinstance(prompts, str):
         raise UserError("complete takes a list of prompts; put the one text into brackets.")
     settings = settings or Generation()
-    requests = _requests(model, vocabulary, prompts)
+    requests = requests_of(model, vocabulary, prompts)
     stop_ids = (vocabulary.eos_id,)
     if settings.num_beams == 1:
         options = {"decoder": decoder, "on_text": on_text, "progress": progress}
@@ -82,7 +82,8 @@ def complete(
     return _search(model, params, vocabulary, requests, settings, decoder, on_text, progress)
 
 
-def _requests(model, vocabulary, prompts) -> list[Request]:
+def requests_of(model: Any, vocabulary: Any, prompts: Sequence[str | Sequence[int]]) -> list[Request]:
+    """Texts wrapped as in training, ids as they are."""
     openers = () if hasattr(model, "prefill") else (model.config.decoder_start_token_id,)
     encoded = iter(vocabulary.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
     wrapped = lambda prompt: _wrapped(model, vocabulary, next(encoded)) if isinstance(prompt, str) else prompt  # noqa: E731
@@ -109,15 +110,23 @@ def run(
     stop_ids: Sequence[int],
     separator: int | None = None,
     *,
-    decoder: Any = None,
     on_text: Callable[[int, int, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    places: Sequence[int] | None = None,
+    decoder: Any = None,
 ) -> list[list[Completion]]:
-    """Samples every request; see `complete`, and `sampling.Rules` for the separator."""
+    """Samples every request; see `complete`, and `sampling.Rules` for the separator.
+
+    places: what a sample's chance comes from besides the seed and its own number; None: the requests' numbers here. So
+    a part of a longer list is sampled as in the whole. decoder: `sampling.lay_out(model, params)`, for a caller who
+    comes more than once.
+    """
     streams = [_streams(vocabulary, settings, number, on_text) for number in range(len(requests))]
     num_samples = _even(settings.n, min(SHARING, settings.batch_size))
-    rows = min(max(1, settings.batch_size // num_samples), len(requests))
-    decoder = sampling.lay_out(model, params) if decoder is None and requests else decoder
+    rows = min(prompts_at_once(settings), len(requests))
+    if requests and decoder is None:
+        decoder = sampling.lay_out(model, params)
+    place_N = np.arange(len(requests)) if places is None else np.asarray(places)
     done = 0
     for chosen, tokens_BS, mask_BS in _batches(model, requests, rows, settings.max_new_tokens):
         prefix = sampling.read(model, params, tokens_BS, mask_BS)
@@ -130,7 +139,7 @@ def run(
         for first in range(0, settings.n, num_samples):
             sample_K = np.arange(first, first + num_samples)
             how = sampling.draws(
-                np.resize(chosen, rows),
+                np.resize(place_N[chosen], rows),
                 sample_K,
                 seed=settings.seed,
                 temperature=settings.temperature,
@@ -145,6 +154,11 @@ def run(
             if progress is not None:
                 progress(done, settings.n * len(requests))
     return [[_completion(stream) for stream in of_one] for of_one in streams]
+
+
+def prompts_at_once(settings: Generation) -> int:
+    """How many prompts a batch of samples holds."""
+    return max(1, settings.batch_size // _even(settings.n, min(SHARING, settings.batch_size)))
 
 
 def _streams(vocabulary, settings, number, on_text) -> list[Stream]:
@@ -228,8 +242,7 @@ def _batches(model, requests, rows: int, max_new_tokens: int):
                 f"prompt {number + 1} has {len(request.ids)} tokens, with max_new_tokens={max_new_tokens} more than "
                 f"the model's {limit} positions; cut it to {max(room, 0)} tokens, or lower max_new_tokens."
             )
-        length = max(SHORTEST_SHAPE, 1 << (len(request.ids) - 1).bit_length())
-        by_shape.setdefault(max(min(length, limit), len(request.ids)), []).append(number)
+        by_shape.setdefault(padded_length(len(request.ids), limit), []).append(number)
     for length in sorted(by_shape, reverse=True):
         numbers = sorted(by_shape[length], key=lambda number: -len(requests[number].ids))
         for start in range(0, len(numbers), rows):
@@ -237,6 +250,11 @@ def _batches(model, requests, rows: int, max_new_tokens: int):
             lengths_B = np.resize([len(requests[number].ids) for number in chosen], rows)
             tokens_BS = _padded([requests[number].ids for number in chosen], rows, length)
             yield chosen, np.maximum(tokens_BS, 0), np.arange(length)[None] < lengths_B[:, None]
+
+
+def padded_length(tokens: int, limit: float = math.inf) -> int:
+    """What a prompt of so many tokens is padded to, in a model of at most `limit` positions."""
+    return int(max(min(max(SHORTEST_SHAPE, 1 << (tokens - 1).bit_length()), limit), tokens))
 
 
 def _padded(sequences: Sequence[Sequence[int]], rows: int, length: int | None = None) -> np.ndarray:

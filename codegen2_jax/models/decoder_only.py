@@ -20,7 +20,7 @@ from codegen2_jax.models import attention_kernels, rotary
 from codegen2_jax.models.attention import MASKED, mask_bias
 from codegen2_jax.models.attention_kernels import Visible
 from codegen2_jax.models.decoder_config import DecoderConfig
-from codegen2_jax.models.language_models import LanguageModel, Params, laid_out, pooled
+from codegen2_jax.models.language_models import LanguageModel, Params, laid_out, last, pooled
 from codegen2_jax.models.layers import accumulated, dropout, rematerialised, seeds, site, weight
 from codegen2_jax.models.placement import Constrain, constrain, placed_by
 
@@ -128,9 +128,7 @@ class DecoderOnly(LanguageModel):
         """
         x_BSD, mask_BS = self._prefix(params, tokens_BS, mask_BS, prompt_BPD)
         x_BSD, encoded = self._read(params, x_BSD, mask_BS)
-        last_B = x_BSD.shape[1] - 1 - jnp.argmax(mask_BS[:, ::-1], axis=1)
-        last_B1D = jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)
-        return self._apply(params, last_B1D, method="head")[:, 0], encoded, mask_BS
+        return self._apply(params, last(x_BSD, mask_BS)[:, None], method="head")[:, 0], encoded, mask_BS
 
     def encode(self, params: Params, inputs_BS, inputs_mask_BS, prompt_BPD=None):
         """The source as keys and values for `start_decoding`, and its mask: (encoded, mask_BS)."""
@@ -152,9 +150,14 @@ class DecoderOnly(LanguageModel):
         x_BSD, mask_BS = exact._prefix(params, inputs_BS, inputs_mask_BS, None)
         x_BSD, _ = exact._read(params, x_BSD, mask_BS)
         if pooling == "last":
-            last_B = x_BSD.shape[1] - 1 - jnp.argmax(mask_BS[:, ::-1], axis=1)
-            return jax.lax.stop_gradient(jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)[:, 0])
+            return jax.lax.stop_gradient(last(x_BSD, mask_BS))
         return pooled(x_BSD, mask_BS)
+
+    def last_state(self, params: Params, inputs_BS, inputs_mask_BS, *, dropout_key=None) -> jax.Array:
+        """x_BD, what the final norm gives at every row's last true token; what a classifier reads."""
+        x_BSD, mask_BS = self._prefix(params, inputs_BS, inputs_mask_BS, None)
+        visible = self._visible(mask_BS, x_BSD.shape[1])
+        return last(self._run(params, x_BSD, _places(mask_BS), visible, dropout_key)[0], mask_BS)
 
     # ------------------------------------------------------------------------------------------------- decoding
 

@@ -78,6 +78,12 @@ def pooled(x_BSD: jax.Array, mask_BS: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(jnp.sum(x_BSD * mask_BS1, axis=1) / total_B1)
 
 
+def last(x_BSD: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """x_BD at every row's last true position."""
+    last_B = x_BSD.shape[1] - 1 - jnp.argmax(mask_BS[:, ::-1], axis=1)
+    return jnp.take_along_axis(x_BSD, last_B[:, None, None], axis=1)[:, 0]
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoder(LanguageModel):
     """A T5 seen from outside. Hashable and without state, so it can be closed over by any jitted function."""
@@ -106,6 +112,15 @@ class EncoderDecoder(LanguageModel):
     def head_weights(self, params: Params) -> tuple[jax.Array, None]:
         """(table_VD, None): logits are `last_states` times the table, transposed."""
         return params["embedding" if self.config.tie_word_embeddings else "head"], None
+
+    def last_state(self, params: Params, inputs_BS, inputs_mask_BS, *, dropout_key=None) -> jax.Array:
+        """x_BD, the decoder's last state after it has read the source too, at every row's last true token.
+
+        What a classifier reads (CodeT5, arXiv 2109.00859, section 3.3, after BART).
+        """
+        encoded_BSD, mask_BS = self.encode(params, inputs_BS, inputs_mask_BS, dropout_key=dropout_key)
+        x_BTD = self.embed(params, inputs_BS)
+        return last(self._apply(params, x_BTD, encoded_BSD, mask_BS, dropout_key, method="decode"), mask_BS)
 
     def query(self, params: Params, inputs_BS, inputs_mask_BS, *, pooling: str = "mean") -> jax.Array:
         """query_BD float32 of the encoder's states, without prompt, dropout or gradient.

@@ -4,13 +4,14 @@ The page opens offline: style, figures and CSV are inside it. The same runs give
 """
 
 import base64
+import dataclasses
 import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.reporting import finished_runs, pretraining_runs, pretraining_sections
+from codegen2_jax.reporting import evaluations, finished_runs, pretraining_runs, pretraining_sections
 from codegen2_jax.reporting.drawing import Rendered, render
 from codegen2_jax.reporting.sections import Exhibit, Report, Section, make_report
 from codegen2_jax.reporting.style import style_sheet
@@ -25,7 +26,10 @@ EMPTY = "\N{EN DASH}"
 
 
 def write(directories: Sequence[str | Path], out: str | Path) -> Path:
-    """Writes the report of these run directories into `out` and returns the page's path."""
+    """Writes the report of these run directories into `out` and returns the page's path.
+
+    A directory of an evaluation may stand among them, alone too; one that holds both gives both.
+    """
     report = _report_of(directories)
     place = Path(out)
     if place.exists() and not place.is_dir():
@@ -48,7 +52,18 @@ def write(directories: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def _report_of(directories: Sequence[str | Path]) -> Report:
-    """The content, by the kind of the runs; UserError where there are several kinds."""
+    """The content: of the runs, by their kind, and behind it of the evaluations among the directories."""
+    measured = evaluations.load([Path(directory) for directory in directories])
+    alone = {one.directory for one in measured if not (one.directory / finished_runs.SCORES_FILE).is_file()}
+    trained = [directory for directory in directories if Path(directory) not in alone]
+    if measured and not trained:
+        return evaluations.make_report(measured)
+    report = _report_of_runs(trained)
+    return dataclasses.replace(report, sections=[*report.sections, *evaluations.sections(measured)])
+
+
+def _report_of_runs(directories: Sequence[str | Path]) -> Report:
+    """By the kind of the runs; UserError where there are several kinds."""
     kinds = [pretraining_runs.is_pretraining(directory) for directory in directories]
     if kinds and all(kinds):
         return pretraining_sections.make_report(pretraining_runs.load(directories))
@@ -123,7 +138,7 @@ def _page(report: Report, drawn: dict[str, Rendered]) -> str:
     lines += [
         "</main>",
         "</div>",
-        f"<footer>Drawn from scores.json and metrics.jsonl by codegen2_jax.report. Every figure is also a PNG and a "
+        f"<footer>Drawn from {report.source} by codegen2_jax.report. Every figure is also a PNG and a "
         f"CSV in the folder {FIGURES} beside this page.</footer>",
         "</div>",
         "</body>",

@@ -34,7 +34,10 @@ class Section:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole page: names are those of what it compares, facts stand under its title, findings before its sections."""
+    """A whole page: names are those of what it compares, facts stand under its title, findings before its sections.
+
+    source: the files that it was drawn from.
+    """
 
     title: str
     names: Sequence[str]
@@ -42,6 +45,7 @@ class Report:
     facts: Mapping[str, str]
     findings: Sequence[str]
     sections: Sequence[Section]
+    source: str = "scores.json and metrics.jsonl"
 
 
 def make_report(runs: Sequence[Run], groups: Sequence[Group]) -> Report:

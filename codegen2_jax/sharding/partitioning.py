@@ -36,6 +36,7 @@ AXIS_RULES: dict[str, Rule] = {
     "prompt": None,
     "prompt_token": None,
     "query": None,
+    "classes": None,  # of a classifier's head
     # both: the heads, MLP columns and vocabulary entries of a weight, and of the activation that it makes
     "vocab": MODEL_AXIS,
     "heads": MODEL_AXIS,

@@ -10,7 +10,7 @@ import numpy as np
 
 from codegen2_jax import processes
 from codegen2_jax.data import cache, contamination, documents
-from codegen2_jax.data.evaluation_sets import evaluation_sets
+from codegen2_jax.data.evaluation_sets import available, evaluation_sets
 from codegen2_jax.data.infilling import CausalLM
 from codegen2_jax.data.packed_batches import PackedBatches
 from codegen2_jax.data.packed_text import describe
@@ -54,7 +54,7 @@ class PackedDocuments:
       packing, overflow, shift, redraw_per_epoch, mixing: see `data.packed_batches.PackedBatches`.
       corpora: a user's own corpora, each a dictionary as data/documents.py describes; sources name them.
       evaluation_sets: arguments of `data.evaluation_sets.evaluation_sets`: what the report that is written before
-        training looks for in the corpus; None for no report.
+        training looks for in the corpus, besides the sets that are at hand (`available`); None for no report.
       environment: variables that the task modules read when a cache is made, such as BOOLQ_DIR.
     """
 
@@ -136,7 +136,7 @@ class PackedDocuments:
             return
         splits = [cache.open_split(cache.cache_directory(self.cache_dir), one.task, "train") for one in self.sources]
         records = (record for split in splits for record in contamination.cached_records(split, loaded.vocabulary))
-        found = contamination.report(records, evaluation_sets(**self.evaluation_sets))
+        found = contamination.report(records, evaluation_sets(**{**available(), **self.evaluation_sets}))
         contamination.write(found, path)
         say(contamination.table(found))
 

