@@ -24,6 +24,8 @@ class DecoderConfig:
       decoder_start_token_id: what stands between a source and its target when the model learns pairs.
       dtype: of the computation; parameters are always float32. remat: "full" forgets a block's activations and
         computes them again in the backward pass.
+      unrolled: the blocks one after another and not by a scan; the same numbers, for looking at a program (a compiler's
+        estimate counts the body of a loop once).
     """
 
     vocab_size: int
@@ -43,6 +45,7 @@ class DecoderConfig:
     dropout_rate: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
+    unrolled: bool = False
 
     def __post_init__(self):
         name = type(self).__name__

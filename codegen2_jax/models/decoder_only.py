@@ -35,13 +35,14 @@ class Blocks(nn.Module):
     def setup(self):
         layer = self.config.layer()
         if self.config.remat == "full":
-            layer = nn.remat(layer, prevent_cse=False)  # inside a scan XLA cannot undo the recomputation
+            layer = nn.remat(layer, prevent_cse=self.config.unrolled)  # inside a scan XLA cannot undo it
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.config.num_layers,
+            unroll=self.config.num_layers if self.config.unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(self.config)

@@ -47,6 +47,7 @@ class T5Config:
     eos_token_id: int = 2
     dtype: str = "float32"
     remat: str = "none"  # "full": forget a layer's activations and compute them again in the backward pass
+    unrolled: bool = False  # layers one after another and not by a scan, as in DecoderConfig
 
     def __post_init__(self):
         for name in SIZES:
@@ -171,13 +172,14 @@ class Stack(nn.Module):
     def setup(self):
         layer = self.layer
         if self.config.remat == "full":
-            layer = nn.remat(layer, prevent_cse=False)  # inside a scan XLA cannot undo the recomputation
+            layer = nn.remat(layer, prevent_cse=self.config.unrolled)  # inside a scan XLA cannot undo it
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0,) + (nn.broadcast,) * (2 if self.layer is EncoderLayer else 3),
             length=self.num_layers,
+            unroll=self.num_layers if self.config.unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(self.config)

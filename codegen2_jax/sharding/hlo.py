@@ -29,6 +29,7 @@ WIDTHS = {"pred": 8, "token": 0, "opaque": 0, "f8e4m3fn": 8, "f8e5m2": 8, "bf16"
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_LOOP = re.compile(r"\b(condition|body)=%?([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 
 
@@ -48,6 +49,7 @@ class Collective(NamedTuple):
     kind: a key of COLLECTIVES. count: how often it runs. group: chips that take part in one.
     payload: bytes of the whole array (gathered, reduced, before it is scattered), on one chip, each time.
     sent: bytes that one chip sends in all its runs, by the algorithm that sends least.
+    overlaps: whether other work may run meanwhile; otherwise the chip waits for it.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Collective(NamedTuple):
     group: int
     payload: int
     sent: float
+    overlaps: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,20 +75,24 @@ class Program:
     def _named(self) -> dict[str, Instruction]:
         return {one.name: one for body in self.computations.values() for one in body}
 
-    def runs(self) -> Iterator[tuple[Instruction, float]]:
-        """Every instruction that runs, with the number of times; those of a fusion too."""
-        yield from self._runs(self.entry, 1.0)
+    def runs(self, *, once: bool = False) -> Iterator[tuple[Instruction, float, bool]]:
+        """Every instruction that runs, those of a fusion too: (instruction, number of times, whether in a fusion).
 
-    def _runs(self, name: str, times: float) -> Iterator[tuple[Instruction, float]]:
+        In a fusion: also in what XLA starts and ends apart. once: the body of a loop counts once, as XLA counts it.
+        """
+        yield from self._runs(self.entry, 1.0, False, once)
+
+    def _runs(self, name: str, times: float, fused: bool, once: bool = True) -> Iterator[tuple[Instruction, float, bool]]:
         for one in self.computations.get(name, ()):
-            yield one, times
+            yield one, times, fused
             if one.opcode == "while":
-                parts = dict(re.findall(r"\b(condition|body)=%?([\w.\-]+)", one.attributes))
-                yield from self._runs(parts["body"], times * (self.trips(one) or 1))
-            elif not one.opcode.endswith(("-done", "-update")) and one.opcode not in ("all-reduce", "reduce-scatter"):
+                body = dict(_LOOP.findall(one.attributes))["body"]
+                yield from self._runs(body, times if once else times * (self.trips(one) or 1), fused, once)
+            elif not one.opcode.endswith(("-done", "-update")) and _kind(one) is None:
+                inside = fused or one.opcode in ("fusion", "async-start")
                 for called in _CALLED.findall(one.attributes):
                     for computation in re.findall(r"[\w.\-]+", called):
-                        yield from self._runs(computation, times)
+                        yield from self._runs(computation, times, inside, once)
 
     def trips(self, loop: Instruction) -> int | None:
         """How often the body of a `while` runs: what XLA noted, else by its counter; None: unknown.
@@ -96,8 +103,8 @@ class Program:
         noted = re.search(r'known_trip_count[\\":{ ]*n[\\": ]*(\d+)', loop.attributes)
         if noted:
             return int(noted[1])
-        parts = dict(re.findall(r"\b(condition|body)=%?([\w.\-]+)", loop.attributes))
-        inside = [one for one, _ in self._runs(parts["condition"], 1.0)]
+        parts = dict(_LOOP.findall(loop.attributes))
+        inside = [one for one, _, _ in self._runs(parts["condition"], 1.0, False)]
         limits = [int(one.operands[0]) for one in inside if _is_integer_constant(one)]
         compares = [one for one in inside if one.opcode == "compare"]
         if not len(limits) == len(compares) == 1 or "direction=LT" not in compares[0].attributes:
@@ -127,13 +134,13 @@ class Program:
     @property
     def unknown_loops(self) -> list[str]:
         """Loops whose number of runs does not stand in the program; their bodies are counted once."""
-        return [one.name for one, _ in self.runs() if one.opcode == "while" and self.trips(one) is None]
+        return [one.name for one, _, _ in self.runs() if one.opcode == "while" and self.trips(one) is None]
 
     def collectives(self) -> list[Collective]:
         """All collectives; one that XLA split into a start and an end counts once."""
-        return [self._collective(one, times) for one, times in self.runs() if _kind(one) is not None]
+        return [self._collective(*found) for found in self.runs() if _kind(found[0]) is not None]
 
-    def _collective(self, one: Instruction, times: float) -> Collective:
+    def _collective(self, one: Instruction, times: float, fused: bool) -> Collective:
         kind, group = _kind(one), self._group(one)
         payload = num_bytes(one.type)
         if one.opcode == "all-gather-start":  # its type holds the operands too
@@ -143,7 +150,8 @@ class Program:
         elif kind == "reduce-scatter":
             payload *= group
         share = 1.0 if kind.startswith("collective-") else (group - 1) / group
-        return Collective(kind, times, group, payload, COLLECTIVES[kind] * payload * share * times)
+        overlaps = fused or one.opcode.endswith("-start")
+        return Collective(kind, times, group, payload, COLLECTIVES[kind] * payload * share * times, overlaps)
 
     def _group(self, one: Instruction) -> int:
         """Chips in a group of a collective: by a list, by [groups, size]<=[...], or by axes of a mesh."""
@@ -161,9 +169,13 @@ class Program:
             return len(listed[1].split(","))
         return self.devices
 
-    def flops(self) -> float:
-        """FLOPs of all matrix products (`dot`, and `convolution`, which TPUs make of it), 2 for a multiply and add."""
-        return sum(times * self._product(one) for one, times in self.runs() if one.opcode in ("dot", "convolution"))
+    def flops(self, *, once: bool = False) -> float:
+        """FLOPs of all matrix products (`dot`, and `convolution`, which TPUs make of it), 2 for a multiply and add.
+
+        once: with the body of every loop counted once.
+        """
+        products = ("dot", "convolution")
+        return sum(times * self._product(one) for one, times, _ in self.runs(once=once) if one.opcode in products)
 
     def _product(self, one: Instruction) -> float:
         left, right, result = (_shape(self._named[name].type) for name in (*one.operands[:2], one.name))

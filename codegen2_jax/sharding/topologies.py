@@ -85,6 +85,16 @@ class Topology:
     def num_chips(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def wraps(self) -> list[bool]:
+        """Along which of three sides the chips form a ring: whole cubes of 4x4x4 (v4, v5p), or a pod's side of 16.
+
+        What libtpu assumes by itself is no ring, and then a gather over 64 chips becomes a sum of zeros.
+        """
+        if self.chip.dimensions == 3:
+            return [all(side % 4 == 0 for side in self.shape)] * 3
+        return [side == 16 for side in self.shape] + [False]
+
 
 def parse(text: str) -> Topology:
     """The slice that "v5p:4x4x4" names; UserError with the nearest names for anything else."""
@@ -144,7 +154,7 @@ def devices(topology: Topology, count: int | None = None) -> Sequence[Any]:
     options = {"chip_config_name": "megacore"} if topology.chip.cores == 2 else {}
     try:
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, chips_per_host_bounds=bounds, **options
+            platform="tpu", topology_name=topology.name, chips_per_host_bounds=bounds, wrap=topology.wraps, **options
         ).devices
     except Exception as error:  # JaxRuntimeError, and whatever an older or newer libtpu raises
         reason = " ".join(str(error).split())

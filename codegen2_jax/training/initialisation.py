@@ -111,15 +111,18 @@ class ModelSource:
                     "leave the configuration out, or set INIT_FROM='random'."
                 )
 
-    def without_weights(self) -> LoadedModel:
-        """The model alone, for a dry run: no weight is read, and no vocabulary, which may not be on this machine."""
+    def without_weights(self, **changes: Any) -> LoadedModel:
+        """The model alone, for a dry run: no weight is read, and no vocabulary, which may not be on this machine.
+
+        changes: fields of the configuration that shall be others, such as num_layers.
+        """
         if self.init_from == "random":
             config = self.config
         else:
             directory = huggingface.resolve_directory(self.init_from)
             config = huggingface.open_model(directory, mp_num=self.mp_num).config
             self._check_architecture(config, directory)
-        model = model_of(self._configured(config))
+        model = model_of(dataclasses.replace(self._configured(config), **changes))
         return LoadedModel(model=model, weights=None, vocabulary=None, vocabulary_directory="", digest="", start=None)
 
     def load(self) -> LoadedModel:
