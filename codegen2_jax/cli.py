@@ -28,7 +28,14 @@ from gin import config_parser
 from codegen2_jax import bindings
 from codegen2_jax.annotations import nearest
 from codegen2_jax.bindings import Binding, Config, Given, Macro, Reference, Source
-from codegen2_jax.errors import NonFiniteError, NoValidCheckpointError, PreemptedError, StorageError, UserError
+from codegen2_jax.errors import (
+    DoesNotFitError,
+    NonFiniteError,
+    NoValidCheckpointError,
+    PreemptedError,
+    StorageError,
+    UserError,
+)
 
 INTERRUPTED = 130  # what shells report for SIGINT: 128 + 2
 PACKAGED = Path(__file__).resolve().parent.parent / "gin_configs"
@@ -91,7 +98,7 @@ def guarded(command: Callable[[], None]) -> int:
     try:
         command()
         return 0
-    except (UserError, NoValidCheckpointError, NonFiniteError, StorageError, PreemptedError) as error:
+    except (UserError, NoValidCheckpointError, NonFiniteError, StorageError, DoesNotFitError, PreemptedError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

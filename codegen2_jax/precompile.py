@@ -29,12 +29,13 @@ def _run(argv: list[str]) -> None:
     add("--decode_shape", metavar="B,S,T", help="rows, prompt tokens and new tokens (default: 8 a chip, 1792, 256)")
     add("--out", metavar="FILE", help="write what was found as JSON")
     given, arguments = parser.parse_known_args(argv)
-    topology = topologies.parse(given.topology)
+    topologies.parse(given.topology)  # a misspelt name answers at once
     topologies.prepare()
-    job, _ = cli.describe(["precompile", *arguments])
-    from codegen2_jax.training import precompilation  # late, since JAX may be imported after prepare() only
+    from codegen2_jax.training import precompilation  # late: it imports JAX, which reads what prepare() has set
 
-    precompilation.run(job, topology, arguments=arguments, **{**vars(given), "topology": None})
+    asked = precompilation.Asked.of(given)
+    job, _ = cli.describe(["precompile", *arguments])
+    precompilation.run(job, asked, arguments)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,16 @@ def advice(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def advice_without_program(record: Mapping[str, Any]) -> list[str]:
+    """What to change where the compiler itself gave up, and only the state's size is known."""
+    state = sum(record["state_bytes_per_chip"].values())
+    lines = [f"the state alone is {gib(state)} a chip: more chips or MESH={{'fsdp': -1}}, where that is much"]
+    if record["remat"] == "none":
+        lines.append("--gin.initialisation.ModelSource.remat='\"full\"'")
+    lines.append(f"fewer rows than {record['rows']} (BATCH_SIZE), or more accumulation_steps")
+    return lines
+
+
 def table(record: Mapping[str, Any]) -> str:
     """A record to read."""
     memory, seconds, flops = record["memory"], record["seconds"], record["flops_per_chip"]
@@ -64,11 +74,11 @@ def table(record: Mapping[str, Any]) -> str:
         ("parameters", f"{record['parameters']:,} ({record['trainable_parameters']:,} trained)"),
         ("batch", f"{batch}; remat {record['remat']}, computed in {record['dtype']}"),
         ("", ""),
-        ("memory per chip", f"{_gib(memory['total'])} of {_gib(memory['chip'])} ({used:.0%})"),
-        ("  arguments", f"{_gib(memory['arguments'])}, of them weights {_gib(state['parameters'])}, "
-         f"optimizer {_gib(state['optimizer'])}"),
-        ("  temporaries", _gib(memory["temporaries"])),
-        ("  output", f"{_gib(memory['output'])}, {_gib(memory['alias'])} of it in place of arguments"),
+        ("memory per chip", f"{gib(memory['total'])} of {gib(memory['chip'])} ({used:.0%})"),
+        ("  arguments", f"{gib(memory['arguments'])}, of them weights {gib(state['parameters'])}, "
+         f"optimizer {gib(state['optimizer'])}"),
+        ("  temporaries", gib(memory["temporaries"])),
+        ("  output", f"{gib(memory['output'])}, {gib(memory['alias'])} of it in place of arguments"),
         ("", ""),
         ("FLOPs per chip", f"{flops['model']:.3e} by the model's formula"),
         ("", f"{flops['compiled']:.3e} matrix products of the program; {flops['xla_extrapolated']:.3e} by XLA's count"),
@@ -78,26 +88,28 @@ def table(record: Mapping[str, Any]) -> str:
         how = "overlapped" if one["overlaps"] else "waited for"
         text = f"{one['count']:>5} over {one['group']} chips, {one['payload_bytes'] / 1e9:.2f} GB, "
         rows.append((f"  {one['kind']}", f"{text}{one['sent_bytes'] / 1e9:.2f} GB sent by a chip, {how}"))
-    floors = ", ".join(f"{name} {_time(value)}" for name, value in seconds["floors"].items())
-    xla = "none" if seconds["xla"] is None else _time(seconds["xla"])
+    floors = ", ".join(f"{name} {milliseconds(value)}" for name, value in seconds["floors"].items())
+    xla = "none" if seconds["xla"] is None else milliseconds(seconds["xla"])
     rows += [
         ("", ""),
         ("floors", f"{floors}; bound by {seconds['bound']}"),
         ("XLA's estimate", f"{xla}: arithmetic and the chip's memory; without the time between chips"),
-        ("collectives", f"{_time(seconds['collectives_waited_for'])} waited for, all links of a chip in use"),
-        ("step", f"{_time(seconds['step'])}, {record['tokens_per_second']:,.0f} tokens/s"),
+        ("collectives", f"{milliseconds(seconds['collectives_waited_for'])} waited for, all links of a chip in use"),
+        ("step", f"{milliseconds(seconds['step'])}, {record['tokens_per_second']:,.0f} tokens/s"),
         ("utilisation", f"{seconds['utilisation']:.1%} of the bfloat16 peak by model FLOPs; "
          f"{seconds['utilisation_if_all_overlaps']:.1%} if every collective overlapped"),
-        ("compiled in", f"{record['compile_seconds']:.0f} s, {_gib(record['peak_host_bytes'])} of this machine's memory"),
+        ("compiled in", f"{record['compile_seconds']:.0f} s, {gib(record['peak_host_bytes'])} of this machine's memory"),
     ]
     if record["unknown_loops"]:
         rows.append(("note", f"{len(record['unknown_loops'])} loops of unknown length are counted once"))
     return "\n".join(f"{name:<17}{text}".rstrip() for name, text in rows)
 
 
-def _gib(count: float) -> str:
+def gib(count: float) -> str:
+    """Bytes to read."""
     return f"{count / GIB:.2f} GiB"
 
 
-def _time(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """A time to read; whole seconds as such."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
