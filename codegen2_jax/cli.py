@@ -25,7 +25,7 @@ import gin
 from absl import flags
 from gin import config_parser
 
-from codegen2_jax import bindings
+from codegen2_jax import bindings, processes
 from codegen2_jax.annotations import nearest
 from codegen2_jax.bindings import Binding, Config, Given, Macro, Reference, Source
 from codegen2_jax.errors import (
@@ -58,6 +58,11 @@ FLAGS = {
     "print_config": (flags.DEFINE_bool, False, "Print the resolved configuration and stop."),
     "dry_run": (flags.DEFINE_bool, False, "Build everything, lower one step, print its cost, train nothing."),
     "show_batch": (flags.DEFINE_bool, False, "Print what the model would read first, as text, train nothing."),
+    "distributed": (flags.DEFINE_string, "auto", "One process (off), several (on), or several where a cluster tells."),
+    "coordinator_address": (flags.DEFINE_string, None, "HOST:PORT of process 0, where no cluster tells."),
+    "num_processes": (flags.DEFINE_integer, None, "How many processes run together, where no cluster tells."),
+    "process_id": (flags.DEFINE_integer, None, "Number of this process, from 0, where no cluster tells."),
+    "connect_timeout": (flags.DEFINE_integer, 300, "Seconds to wait for the other processes."),
     "help": (flags.DEFINE_bool, False, "Show this."),
 }
 
@@ -73,6 +78,11 @@ class Options:
     print_config: bool
     dry_run: bool
     show_batch: bool
+    distributed: str
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+    connect_timeout: int
 
 
 def run(argv: list[str], usage: str, restart: bool = False) -> int:
@@ -97,9 +107,11 @@ def guarded(command: Callable[[], None]) -> int:
     """Runs a command; an error that the user can do something about becomes one line and its exit code."""
     try:
         command()
+        processes.leave(0, together=True)
         return 0
     except (UserError, NoValidCheckpointError, NonFiniteError, StorageError, DoesNotFitError, PreemptedError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        processes.leave(error.exit_code, together=isinstance(error, PreemptedError))
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
@@ -119,9 +131,12 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
     config = read(options)
     if restart and not (options.print_config or options.dry_run or options.show_batch):
         use_large_allocations()
+    if not (options.print_config or options.show_batch):
+        meeting = processes.Meeting(options.coordinator_address, options.num_processes, options.process_id)
+        processes.connect(options.distributed, meeting, timeout=options.connect_timeout)
     job, text = build(config, options)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("codegen2_jax").setLevel(logging.INFO)
+    logging.getLogger("codegen2_jax").setLevel(logging.INFO if processes.is_first() else logging.CRITICAL)
     if options.print_config:
         print(text, end="")
     elif options.dry_run:

@@ -25,8 +25,8 @@ ROOMS = {
 }
 DOORS_MAY = {"cli", "continual", "reporting", "training", "evaluation", "decoding", "interop", "data", "sharding"}
 # Modules beside the rooms that are no doors, and what they may import.
-ALL_MAY = {"errors", "__version__"}
-BESIDE = {"__init__": set(), "errors": set(), "annotations": set(), "bindings": {"annotations"}}
+ALL_MAY = {"errors", "processes", "__version__"}
+BESIDE = {"__init__": set(), "errors": set(), "annotations": set(), "processes": set(), "bindings": {"annotations"}}
 BESIDE["cli"] = {"annotations", "bindings"}
 
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from codegen2_jax import processes
 from codegen2_jax.data.loader import evaluation_batches
 from codegen2_jax.sharding import partitioning
 
@@ -41,7 +42,9 @@ class QueryStore:
     ):
         self.directory, self.model, self.params, self.layout = Path(directory), model, params, layout
         self.encoder_digest, self.pooling, self.batch_size = encoder_digest, pooling, batch_size
-        self._query = jax.jit(functools.partial(model.query, pooling=pooling))
+        self._query = jax.jit(
+            functools.partial(model.query, pooling=pooling), out_shardings=partitioning.replicated(layout)
+        )
 
     def _path(self, split: Any, limit: int | None) -> Path:
         identity = f"{self.encoder_digest}|{split.digest}|{limit}|{self.pooling}|{self.model.config}"
@@ -50,11 +53,13 @@ class QueryStore:
     def of(self, split: Any, *, limit: int | None = None) -> np.ndarray:
         """query_ND float32, one row per record of a split; with a `limit`, rows that scoring does not visit are 0."""
         path = self._path(split, limit)
-        if path.exists():
+        if processes.all_agree(path.exists()):
             return np.load(path, allow_pickle=False)
         queries: np.ndarray | None = None
-        for batch in evaluation_batches(split, task_id=0, batch_size=self.batch_size, limit=limit):
-            placed = partitioning.put_batch(self.layout, {k: batch[k] for k in ("inputs_BS", "inputs_mask_BS")})
+        batch_size = self.layout.rounded_up(self.batch_size)
+        for batch in evaluation_batches(split, task_id=0, batch_size=batch_size, limit=limit):
+            inputs = {k: batch[k] for k in ("inputs_BS", "inputs_mask_BS")}
+            placed = partitioning.put_batch(self.layout, inputs, whole=True)
             query_BD = np.asarray(self._query(self.params, placed["inputs_BS"], placed["inputs_mask_BS"]))
             if queries is None:
                 queries = np.zeros((len(split), query_BD.shape[1]), np.float32)

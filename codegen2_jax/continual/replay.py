@@ -52,18 +52,12 @@ class Replay:
     def with_current(self) -> bool:
         return self.schedule == "epoch_end" if self.include_current is None else self.include_current
 
-    def check(self, num_tasks: int, num_processes: int, task_batch_size: int) -> None:
-        """Refuses what cannot serve `num_tasks` tasks, or does not divide among the processes."""
+    def check(self, num_tasks: int, task_batch_size: int) -> None:
+        """Refuses what cannot serve `num_tasks` tasks."""
         if self.policy == "ring" and self.size < num_tasks:
             raise UserError(
                 f"replay size={self.size} leaves no slot for each of {num_tasks} tasks; give at least {num_tasks}, "
                 "or policy='reservoir'."
-            )
-        rows = self.rows_per_step(task_batch_size)
-        if rows % num_processes:
-            raise UserError(
-                f"{rows} replayed rows a step do not divide among {num_processes} processes; set replay batch_size to "
-                "a multiple of it."
             )
 
     def rows_per_step(self, task_batch_size: int) -> int:

@@ -14,6 +14,7 @@ from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE, Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
 from codegen2_jax.data.plan import record_lengths
+from codegen2_jax.sharding.partitioning import to_host
 from codegen2_jax.training.run_directory import versions
 from codegen2_jax.training.step import TrainState
 
@@ -124,7 +125,7 @@ def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, la
     queries = [
         setup.queries_of(data.test, limit=limit)[part.records_N] for data, part in zip(setup.tasks, scored, strict=True)
     ]
-    key_MD = np.asarray(state.trainable["prompt"]["keys"], np.float32)
+    key_MD = to_host(state.trainable["prompt"]["keys"]).astype(np.float32)
     selected_BK = np.concatenate([part.selected_NK for part in scored])
     folder = directory / "diagnostics"
     before_path, before_MD = folder / f"stage_{last - 1}.npz", None
@@ -132,7 +133,7 @@ def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, la
         with np.load(before_path, allow_pickle=False) as stored:
             before_MD = stored["key_MD"]
     found = stage_diagnostics(
-        np.asarray(state.prompt_state["assignment"]),
+        to_host(state.prompt_state["assignment"]),
         key_MD,
         queries,
         selected_BK,

@@ -52,8 +52,7 @@ class Run:
             self._save(state, best, meta, step=0)
             self._write(meta, complete=False)
             raise_if_stopped(self.stop, config.model_dir)
-        self._write(meta, complete=True)
-        results.show(self.tracker, run_directory.finished(self.directory, self.digest))
+        results.show(self.tracker, self._write(meta, complete=True))
 
     # ---------------------------------------------------------------------------------------------------- stages
 
@@ -146,7 +145,8 @@ class Run:
         beams = self.config.decoding.selection_beams
         losses, found, values = [], [], []
         for task in setup.stages[stage]:
-            losses.append(mean_loss(setup.loss_step, state, setup.evaluation_batches(task, "valid"), put=setup.put))
+            batches = setup.evaluation_batches(task, "valid")
+            losses.append(mean_loss(setup.loss_step, state, batches, put=setup.put_whole))
             found.append(scoring.score_task(setup, state, task, "valid", beams=beams, selection="pool").scores)
             values.append(scoring.selection_score(setup.tasks[task].scorers, found[-1]))
         loss, value = sum(losses) / len(losses), sum(values) / len(values)
@@ -236,9 +236,11 @@ class Run:
         meta["wall_seconds"] = time.time() - self.began
         self.checkpoints.save(self._number(meta["stage"], step), _saved(state, best), meta)
 
-    def _write(self, meta: dict, *, complete: bool) -> None:
+    def _write(self, meta: dict, *, complete: bool) -> dict:
+        """Writes scores.json and returns what is in it."""
         record = results.build(self.setup, self.digest, meta, complete=complete)
         run_directory.write_scores(self.directory, record)
+        return record
 
 
 def _start_of_stage(examples_seen: int) -> dict:

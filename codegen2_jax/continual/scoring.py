@@ -46,7 +46,7 @@ def score_task(
         state.prompt_state,
         setup.evaluation_batches(task, split),
         setup.vocabulary,
-        put=setup.put,
+        put=setup.put_whole,
     )
     records = sorted(texts)
     references = [data.split(split)[record]["targets_text"] for record in records]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codegen2_jax import processes
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
@@ -18,7 +19,7 @@ from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import runner
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation
+from codegen2_jax.training import initialisation, ordered_reduction
 from codegen2_jax.training.step import (
     Learner,
     TrainState,
@@ -92,7 +93,8 @@ def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[
     """Opens the caches of the stream's tasks, in order; makes the missing ones in a child process."""
     arguments = _cache_of(config, vocabulary_directory)
     directory = arguments["cache_dir"]
-    names = cache.ensure_cached(**arguments, task_modules=_modules(config))
+    ensure_cached = functools.partial(cache.ensure_cached, **arguments, task_modules=_modules(config))
+    names = processes.first_then_others(ensure_cached)
     tasks = []
     for name in names:
         info = cache.read_info(directory, name)
@@ -124,9 +126,12 @@ class Setup:
         self.loaded = config.source.without_weights(**changes) if self._is_abstract else config.source.load()
         self.vocabulary = self.loaded.vocabulary
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
-        self.model = dataclasses.replace(self.loaded.model, constrain=self.layout.constrain)
+        self.model = self.loaded.model
+        if not config.ordered_reduction:
+            self.model = dataclasses.replace(self.model, constrain=self.layout.constrain)
         self.learner = Learner(model=self.model, prompt=config.prompt)
         self.put = functools.partial(partitioning.put_batch, self.layout)
+        self.put_whole = functools.partial(partitioning.put_batch, self.layout, whole=True)
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]
         if with_data:
             self.tasks = open_tasks(config, self.loaded.vocabulary_directory, self.vocabulary)
@@ -136,7 +141,7 @@ class Setup:
             self.shapes = converters.choose_shapes(source_N, target_N, count=config.num_shapes)
         self.stages = stages_of(config.walk, len(self.tasks) or ASSUMED_TASKS)
         if config.replay is not None:
-            config.replay.check(len(self.stages), jax.process_count(), config.batch_size)
+            config.replay.check(len(self.stages), config.batch_size)
         self._place(directory)
         self._compile()
 
@@ -229,7 +234,7 @@ class Setup:
         """Lets the prompt open a task: initialises its rows from data, marks it as seen."""
         if self.config.prompt is None:
             return state
-        embedding_VD = np.asarray(self._pretrained["embedding"])
+        embedding_VD = partitioning.to_host(self._pretrained["embedding"])
 
         def sample(task: int, count: int, rng: np.random.Generator):
             split = self.tasks[task].train
@@ -239,13 +244,13 @@ class Setup:
             return query_ND, mean_embeddings(embedding_VD, tokens)
 
         params, prompt_state = self.config.prompt.start_task(
-            jax.tree.map(np.asarray, state.trainable["prompt"]),
-            jax.tree.map(np.asarray, state.prompt_state),
+            jax.tree.map(partitioning.to_host, state.trainable["prompt"]),
+            jax.tree.map(partitioning.to_host, state.prompt_state),
             task=task,
             sample=sample,
             rng=np.random.default_rng((self.config.seed, 3, task)),
         )
-        place = lambda new, old: jax.device_put(np.asarray(new), old.sharding)  # noqa: E731
+        place = lambda new, old: partitioning.put_whole(old.sharding, np.asarray(new))  # noqa: E731
         return state.replace(
             trainable={**state.trainable, "prompt": jax.tree.map(place, params, state.trainable["prompt"])},
             prompt_state=jax.tree.map(place, prompt_state, state.prompt_state),
@@ -263,11 +268,26 @@ class Setup:
             seed=config.seed,
             dropout=self.model.config.dropout_rate > 0,
         )
-        jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(self.state_shardings, None))
-        self.train_step = jit(make(accumulation_steps=config.accumulation_steps))
-        self.replay_step = jit(make(advance=False))
-        self.loss_step = jax.jit(make_loss_step(self.learner))
+        whole = partitioning.replicated(self.layout)
+        jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(self.state_shardings, whole))
+        count, replayed = config.accumulation_steps, 0
+        if config.replay is not None:
+            replayed = config.replay.rows_per_step(config.batch_size)
+        joined = replayed if config.replay is not None and config.replay.schedule == "interleaved" else 0
+        in_parts = self._in_parts(config.batch_size // count, (config.batch_size + joined) // count)
+        self.train_step = jit(make(accumulation_steps=count, in_parts=in_parts))
+        self.replay_step = jit(make(advance=False, in_parts=self._in_parts(replayed or config.batch_size)))
+        self.loss_step = jax.jit(make_loss_step(self.learner), out_shardings=partitioning.replicated(self.layout))
         self._predicts: dict[tuple, Any] = {}
+
+    def _in_parts(self, *batch_sizes: int) -> Any:
+        """How the gradients of batches of these sizes are added, where the configuration fixes it."""
+        parts = self.config.ordered_reduction
+        if not parts:
+            return None
+        for batch_size in batch_sizes:
+            ordered_reduction.check(parts, self.layout, batch_size)
+        return functools.partial(ordered_reduction.in_order, parts=parts, layout=self.layout)
 
     def predict(self, task: int, *, beams: int, selection: str | None):
         """The jitted decoder for a task's longest target; selection None decodes without a prompt."""
@@ -288,6 +308,7 @@ class Setup:
                 max_length=max_length,
                 num_beams=beams,
                 length_penalty=self.config.decoding.length_penalty,
+                out_shardings=partitioning.replicated(self.layout),
             )
         return self._predicts[max_length, beams, selection]
 
@@ -305,15 +326,18 @@ class Setup:
         config, tasks = self.config, self.stages[stage]
         splits = [self.tasks[task].train for task in tasks]
         rates = [len(split) ** config.joint_exponent for split in splits] if len(tasks) > 1 else None
-        batches = self._batches(splits, tasks, config.batch_size, config.seed * 1000 + stage, rates)
+        seed = config.seed * 1000 + stage
+        one = functools.partial(self._batches, splits, tasks, config.batch_size, seed, rates=rates)
         if config.replay is None or config.replay.schedule != "interleaved" or not buffer.pairs:
-            return batches
+            return one(rows=self.layout.process_rows(config.batch_size))
         kept = [Subset(self.tasks[task].train, buffer.records_of(task)) for task in buffer.tasks]
-        rows = config.replay.rows_per_step(config.batch_size)
-        replayed = self._batches(kept, buffer.tasks, rows, config.seed * 1000 + 500 + stage)
-        return loader.JoinedBatches([batches, replayed], self.shapes)
+        count = config.replay.rows_per_step(config.batch_size)
+        rows = self.layout.process_rows(config.batch_size + count)
+        old = rows[rows >= config.batch_size] - config.batch_size
+        replayed = self._batches(kept, buffer.tasks, count, config.seed * 1000 + 500 + stage, rows=old)
+        return loader.JoinedBatches([one(rows=rows[rows < config.batch_size]), replayed], self.shapes)
 
-    def _batches(self, splits, tasks, batch_size, seed, rates=None) -> loader.TrainingBatches:
+    def _batches(self, splits, tasks, batch_size, seed, *, rates=None, rows) -> loader.TrainingBatches:
         return loader.TrainingBatches(
             splits,
             tasks,
@@ -322,8 +346,7 @@ class Setup:
             start_id=self.model.config.decoder_start_token_id,
             queries=[self.queries_of(split) for split in splits] if self.needs_query else None,
             rates=rates,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
             shapes=self.shapes,
         )
 
@@ -363,7 +386,7 @@ class Setup:
                 shapes=self.shapes,
                 queries=self.queries_of(split) if self.needs_query else None,
                 start_id=self.model.config.decoder_start_token_id,
-                rows=slice(jax.process_index(), None, jax.process_count()),
+                rows=self.layout.process_rows(size),
             )
 
     @functools.cache  # noqa: B019  one Setup lives as long as its run
@@ -374,7 +397,7 @@ class Setup:
             loader.evaluation_batches(
                 split,
                 task_id=task,
-                batch_size=self.config.decoding.batch_size,
+                batch_size=self.layout.rounded_up(self.config.decoding.batch_size),
                 limit=limit,
                 queries=self.queries_of(split, limit=limit) if self.needs_query else None,
                 start_id=self.model.config.decoder_start_token_id,

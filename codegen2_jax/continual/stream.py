@@ -52,6 +52,8 @@ class ContinualLearning:
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
       num_shapes: padded batch shapes in use; each is compiled once.
       save_every: steps between checkpoints inside a task.
+      ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
+        number of devices that divides it (training/ordered_reduction.py); 0: as the compiler likes.
       mesh, axes: where arrays lie, as `partitioning.make_layout` takes them; no part of what is computed.
     """
 
@@ -83,6 +85,7 @@ class ContinualLearning:
     cache_dir: str | None = None
     codetask_cl_dir: str | None = None
     jsonl_tasks: Any = None
+    ordered_reduction: int = 0
     mesh: dict[str, int] | None = None
     axes: dict[str, Any] | None = None
 
@@ -179,6 +182,7 @@ class ContinualLearning:
         names = " -> ".join(task.name for task in setup.tasks) or f"{self.stream} (not cached yet: lengths are assumed)"
         describe_step(
             setup.train_step,
+            setup.layout,
             setup.state_shapes,
             setup.abstract_batch(),
             prompt_tokens=self.prompt.num_tokens if self.prompt is not None else 0,

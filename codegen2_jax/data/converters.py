@@ -119,5 +119,6 @@ def pad(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarra
     assert lengths.max(initial=0) <= length, (int(lengths.max()), length)
     mask = np.arange(length) < lengths[:, None]
     padded = np.full((len(rows), length), pad_id, np.int32)
-    padded[mask] = np.concatenate(rows)
+    if rows:
+        padded[mask] = np.concatenate(rows)
     return padded, mask

@@ -2,7 +2,7 @@
 
 A batch is planned before it is read: records are grouped by length into a few shapes, each epoch permutes the records
 anew, and every batch is full. Because nothing depends on what was read before, the state of an iterator is one number,
-resuming is exact, and any number of processes sees the same global batches (process h of n reads rows h, h + n, ...).
+resuming is exact, and any number of processes sees the same global batches, of which each reads its own rows.
 """
 
 import sys
@@ -24,16 +24,14 @@ Transform = Callable[[Mapping, np.random.Generator], Mapping]
 class _Batches:
     """What training and pretraining share: checks, process slices and the read-ahead iterator."""
 
-    def __init__(self, batch_size: int, seed: int, process_index: int, process_count: int):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size={batch_size} does not divide among {process_count} processes; make it a multiple of it."
-            )
+    def __init__(self, batch_size: int, seed: int, rows: np.ndarray | None):
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} is out of range; it must be at least 1.")
         if seed < 0:
             raise UserError(f"seed={seed} is negative; use 0 or more.")
-        assert 0 <= process_index < process_count, (process_index, process_count)
         self.batch_size, self.seed = batch_size, seed
-        self._slice = slice(process_index, None, process_count)
+        self._own = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+        assert np.all((0 <= self._own) & (self._own < batch_size)), (self._own, batch_size)
 
     def batch(self, number: int) -> Batch:
         """Batch `number` (this process's rows), a pure function of the constructor's arguments."""
@@ -64,7 +62,8 @@ class TrainingBatches(_Batches):
     Args:
       splits: cached splits, `Subset`s or lists of records with wrapped "inputs" and "targets".
       task_ids: the task of each split (`task_B`).
-      batch_size: global; each process gets batch_size / process_count rows.
+      batch_size: global.
+      rows: which rows of each global batch this process makes, in their order; None for all.
       queries: float32 [N_j, D] for each split, given out as `query_BD`.
       transform: `(record, rng) -> record`, rng from (seed, epoch, split, record); must not make a record longer.
       rates: share of each split in an epoch of as many records as there are in all; default: all records once.
@@ -83,14 +82,13 @@ class TrainingBatches(_Batches):
         seed: int,
         start_id: int = 0,
         queries: Sequence[np.ndarray] | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
         transform: Transform | None = None,
         rates: Sequence[float] | None = None,
         num_shapes: int = 8,
         shapes: Sequence[Shape] | None = None,
     ):
-        super().__init__(batch_size, seed, process_index, process_count)
+        super().__init__(batch_size, seed, rows)
         assert len(splits) == len(task_ids) > 0, (len(splits), len(task_ids))
         sizes = [len(split) for split in splits]
         if min(sizes) == 0:
@@ -114,7 +112,7 @@ class TrainingBatches(_Batches):
     def batch(self, number: int) -> Batch:
         epoch, rows = self._plan[number]
         shape = _fitting(self.shapes, self._source_N[rows], self._target_N[rows])
-        rows = rows[self._slice]
+        rows = rows[self._own]
         split_B, record_B = self._split_N[rows], self._record_N[rows]
         records: list = [None] * len(rows)
         for split in np.unique(split_B):
@@ -129,8 +127,9 @@ class TrainingBatches(_Batches):
             ]
         batch = _batch(records, shape, self._task_ids[split_B], record_B, self._start_id)
         if self._queries is not None:
-            rows = [self._queries[split][record] for split, record in zip(split_B, record_B, strict=True)]
-            batch["query_BD"] = np.stack(rows).astype(np.float32, copy=False)
+            batch["query_BD"] = np.zeros((len(rows), self._queries[0].shape[1]), np.float32)
+            for row, (split, record) in enumerate(zip(split_B, record_B, strict=True)):
+                batch["query_BD"][row] = self._queries[split][record]
         return batch
 
 
@@ -177,12 +176,11 @@ class PretrainingBatches(_Batches):
         batch_size: int,
         seed: int,
         start_id: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
         num_shapes: int = 3,
         starts: Mapping[str, int] | None = None,
     ):
-        super().__init__(batch_size, seed, process_index, process_count)
+        super().__init__(batch_size, seed, rows)
         rates = np.asarray([rate for _, _, rate, _ in streams.values()], np.float64)
         if not len(rates) or rates.min() < 0 or rates.sum() <= 0:
             raise UserError(f"the rates of {list(streams)} are {rates.tolist()}; give each 0 or more and one above 0.")
@@ -232,7 +230,7 @@ class PretrainingBatches(_Batches):
 
     def batch(self, number: int) -> Batch:
         index, before = self.stream_of(number)
-        records, record_B, shape = self._streams[index].rows(before, self._slice)
+        records, record_B, shape = self._streams[index].rows(before, self._own)
         return _batch(records, shape, np.full(len(records), index, np.int32), record_B, self._start_id)
 
 
@@ -261,13 +259,13 @@ class _Stream:
         """Shapes for the longest rows of the first batches, of which there are at most `batches`."""
         longest = []
         for number in range(min(batches, self._plan.batches_per_epoch)):
-            made, _ = self._make(number, slice(None))
+            made, _ = self._make(number, None)
             longest.append((max(len(x["inputs"]) for x in made), max(len(x["targets"]) for x in made)))
         return converters.choose_shapes(*np.transpose(longest), count=count)
 
-    def _make(self, number: int, rows: slice) -> tuple[list[Mapping], np.ndarray]:
+    def _make(self, number: int, rows: np.ndarray | None) -> tuple[list[Mapping], np.ndarray]:
         epoch, record_B = self._plan[number]
-        record_B = record_B[rows]
+        record_B = record_B if rows is None else record_B[rows]
         source, target = self.max_lengths
         made = [
             self.objective(
@@ -277,13 +275,13 @@ class _Stream:
         ]
         return made, record_B
 
-    def rows(self, number: int, rows: slice) -> tuple[list[Mapping], np.ndarray, Shape]:
+    def rows(self, number: int, rows: np.ndarray) -> tuple[list[Mapping], np.ndarray, Shape]:
         """(examples, their record numbers, the batch's shape) of this stream's batch `number`."""
         if len(self.shapes) == 1:
             return *self._make(number, rows), self.shapes[0]
-        made, record_B = self._make(number, slice(None))
+        made, record_B = self._make(number, None)
         lengths = np.asarray([(len(x["inputs"]), len(x["targets"])) for x in made])
-        return made[rows], record_B[rows], _fitting(self.shapes, *lengths.T)
+        return [made[row] for row in rows], record_B[rows], _fitting(self.shapes, *lengths.T)
 
 
 class EvaluationBatches(Sequence):
@@ -367,7 +365,7 @@ def batch_of(
     shapes: Sequence[Shape],
     queries: np.ndarray | None,
     start_id: int,
-    rows: slice = slice(None),
+    rows: np.ndarray | slice = slice(None),
 ) -> Batch:
     """The given records of one split as a batch, of which this process has `rows`; keys as in `TrainingBatches`."""
     source_N, target_N = record_lengths(split)

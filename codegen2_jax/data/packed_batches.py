@@ -28,7 +28,8 @@ class PackedBatches(_Batches):
       objective: makes records of a window's pieces.
       vocabulary: gives the control ids, and the text of what is cut between characters.
       sequence_length: raw tokens of a window, end tokens included.
-      batch_size: global; each process gets batch_size / process_count rows.
+      batch_size: global.
+      rows: which rows of each global batch this process makes, in their order; None for all.
       rates: name -> share of the rows (with mixing="documents": of the tokens), 0 for a source that it leaves out;
         default: all the same.
       packing, overflow: see `packing.plan_windows`.
@@ -62,10 +63,9 @@ class PackedBatches(_Batches):
         attend_across_documents: bool = True,
         redraw_per_epoch: bool = True,
         mixing: str = "windows",
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ):
-        super().__init__(batch_size, seed, process_index, process_count)
+        super().__init__(batch_size, seed, rows)
         for name, value, known in (
             ("shift", shift, ("drop_last", "carry_one")),
             ("mixing", mixing, ("windows", "documents")),
@@ -192,7 +192,7 @@ class PackedBatches(_Batches):
         block, position = divmod(number, _BLOCK)
         stream_R, ordinal_R = self._block(block)
         here = slice(position * self.batch_size, (position + 1) * self.batch_size)
-        stream_B, ordinal_B = stream_R[here][self._slice], ordinal_R[here][self._slice]
+        stream_B, ordinal_B = stream_R[here][self._own], ordinal_R[here][self._own]
         rows: list = [None] * len(stream_B)
         for k in np.unique(stream_B):
             at = np.flatnonzero(stream_B == k)

@@ -66,11 +66,20 @@ def score(hypotheses: Sequence[str], references: Sequence[str], scorers: Iterabl
     return scores
 
 
-def make_predict(model: Any, prompt: Callable | None, *, max_length: int, num_beams: int, length_penalty: float):
+def make_predict(
+    model: Any,
+    prompt: Callable | None,
+    *,
+    max_length: int,
+    num_beams: int,
+    length_penalty: float,
+    out_shardings: Any = None,
+):
     """Builds the jitted `predict(params, prompt_state, batch) -> (tokens_BT, selected_BK)`.
 
     prompt: `(params, prompt_state, batch) -> (prompt_BPD, selected_BK)`, or None to decode without a prompt. It must
-    not read the targets. selected_BK has K = 0 without a prompt.
+    not read the targets. selected_BK has K = 0 without a prompt. out_shardings: where the results lie; with several
+    processes each has to read them.
     """
 
     def predict(params, prompt_state, batch):
@@ -88,7 +97,7 @@ def make_predict(model: Any, prompt: Callable | None, *, max_length: int, num_be
         )
         return tokens_BT, selected_BK
 
-    return jax.jit(predict)
+    return jax.jit(predict, out_shardings=out_shardings)
 
 
 def decode_split(

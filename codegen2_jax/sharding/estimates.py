@@ -1,8 +1,9 @@
 """What a compiled program costs on one chip: memory, work, words between chips, and the seconds that follow.
 
-XLA's estimate (`cost_analysis()["optimal_seconds"]`) covers arithmetic and the chip's own memory. It leaves out the time
-that a collective spends between chips: a gather of 1 GiB over 64 chips of a v5p adds what reading and writing it takes,
-and no more. It counts the body of a loop once, and holds -1 for every instruction that it has no model of. So here
+XLA's estimate (`cost_analysis()["optimal_seconds"]`) covers arithmetic and the chip's own memory. It leaves out the
+time that a collective spends between chips: a gather of 1 GiB over 64 chips of a v5p adds what reading and writing it
+takes, and no more. It counts the body of a loop once, and takes a second off for every `ConcatBitcast`, a view of
+several buffers as one that costs nothing and has no estimate. So here
 
 * costs are taken of programs without the loop over layers, of one and of two of them, and extrapolated:
   value(1) + (L - 1) (value(2) - value(1)), for each kind of layer; other loops scale them by their matrix products;
@@ -19,10 +20,12 @@ from typing import Any
 from codegen2_jax.sharding import hlo
 from codegen2_jax.sharding.topologies import Chip
 
+UNMODELLED = "ConcatBitcast"  # its estimate is -1 s: a program with six of them is six seconds too fast
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run of a program on one chip. flops and bytes by XLA's count, seconds by its estimate (None: it has none)."""
+    """Of one run of a program on one chip: flops and bytes by XLA's count, seconds by its estimate (None: none)."""
 
     flops: float
     bytes_accessed: float
@@ -40,9 +43,8 @@ def cost_of(compiled: Any, program: hlo.Program) -> Cost:
     found = found[0] if isinstance(found, list) else found
     once, all_runs = program.flops(once=True), program.flops()
     scale = all_runs / once if once else 1.0
-    seconds = found.get("optimal_seconds", -1.0)
-    # XLA puts -1 for an instruction without a model; a sum with one of those is below zero, as no step takes a second.
-    seconds = None if not seconds > 0 else seconds * scale
+    seconds = found.get("optimal_seconds", -1.0) + program.count_calls(UNMODELLED)
+    seconds = seconds * scale if seconds > 0 else None
     return Cost(found.get("flops", 0.0) * scale, found.get("bytes accessed", 0.0) * scale, seconds)
 
 
@@ -56,7 +58,7 @@ def extrapolated(one_of_each: Cost, with_two: Mapping[str, Cost], depths: Mappin
 
 
 def memory(compiled: Any) -> dict[str, int]:
-    """Bytes on one chip: arguments, temporaries, output (what shares memory with an argument is `alias`), code, total."""
+    """Bytes on one chip. alias: the part of the output that lies in the place of an argument; total counts it once."""
     found = compiled.memory_analysis()
     parts = {
         "arguments": found.argument_size_in_bytes,
@@ -70,7 +72,7 @@ def memory(compiled: Any) -> dict[str, int]:
 
 
 def collectives(program: hlo.Program) -> list[dict[str, Any]]:
-    """One row for each kind, group size, and whether it overlaps: count, bytes of the whole arrays, bytes sent by a chip."""
+    """A row for each kind, group size, and whether it overlaps: count, bytes of the whole arrays, bytes a chip sends."""
     rows: dict[tuple, dict] = defaultdict(lambda: {"count": 0, "payload_bytes": 0.0, "sent_bytes": 0.0})
     for one in program.collectives():
         row = rows[one.kind, one.group, one.overlaps]
@@ -82,7 +84,9 @@ def collectives(program: hlo.Program) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: -row["sent_bytes"])
 
 
-def seconds(cost: Cost, compiled_flops: float, rows: list[dict], chip: Chip, model_flops: float) -> dict[str, Any]:
+def seconds(
+    cost: Cost, compiled_flops: float, rows: list[dict[str, Any]], chip: Chip, model_flops: float
+) -> dict[str, Any]:
     """The times of a step, its bound, and the model-FLOPs utilisation that they allow.
 
     compiled_flops: of all matrix products on one chip, every loop counted in full. model_flops: what the model needs, on

@@ -1,7 +1,7 @@
 """Reads a compiled program: its collectives and its matrix products, each as often as the program runs it.
 
-XLA's own cost analysis counts the body of a loop once. Here a loop's body counts as often as its condition allows, which
-for the loops that JAX makes (`scan`, `fori_loop` over a fixed range) stands in the program as a constant.
+XLA's own cost analysis counts the body of a loop once. Here a loop's body counts as often as its condition allows,
+which for the loops that JAX makes (`scan`, `fori_loop` over a fixed range) stands in the program as a constant.
 
 The text of a program (`compiled.as_text()`) is a list of computations, each a list of instructions
 `%name = type opcode(%operands), attribute=value, ...`.
@@ -82,7 +82,9 @@ class Program:
         """
         yield from self._runs(self.entry, 1.0, False, once)
 
-    def _runs(self, name: str, times: float, fused: bool, once: bool = True) -> Iterator[tuple[Instruction, float, bool]]:
+    def _runs(
+        self, name: str, times: float, fused: bool, once: bool = True
+    ) -> Iterator[tuple[Instruction, float, bool]]:
         for one in self.computations.get(name, ()):
             yield one, times, fused
             if one.opcode == "while":
@@ -169,6 +171,11 @@ class Program:
             return len(listed[1].split(","))
         return self.devices
 
+    def count_calls(self, target: str) -> int:
+        """Custom calls of this name, the body of a loop taken once."""
+        name = f'custom_call_target="{target}"'
+        return sum(one.opcode == "custom-call" and name in one.attributes for one, _, _ in self.runs(once=True))
+
     def flops(self, *, once: bool = False) -> float:
         """FLOPs of all matrix products (`dot`, and `convolution`, which TPUs make of it), 2 for a multiply and add.
 
@@ -182,14 +189,14 @@ class Program:
         if one.opcode == "dot":
             contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)[1]
             return 2.0 * math.prod(result) * math.prod(left[int(dim)] for dim in contracted.split(",") if dim)
-        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
-        left_labels, right_labels, result_labels = labels.groups()
+        text = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+        left_labels, right_labels, result_labels = text.groups()
         total = 2.0 * result[result_labels.index("b")] * result[result_labels.index("f")]
         total *= right[right_labels.index("i")]
         window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", one.attributes) or [""])[0]))
         for place, label in enumerate(sorted(set(result_labels) - {"b", "f"})):
-            sides = (left[left_labels.index(label)], right[right_labels.index(label)], result[result_labels.index(label)])
-            total *= _valid_positions(*sides, window, place)
+            labelled = ((left, left_labels), (right, right_labels), (result, result_labels))
+            total *= _valid_positions(*(sizes[labels.index(label)] for sizes, labels in labelled), window, place)
         return total
 
 

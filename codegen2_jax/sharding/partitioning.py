@@ -10,7 +10,7 @@ A `Layout` is a mesh and a table. Its `constrain` is what a model is given for i
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -262,7 +262,34 @@ def put_whole(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index]))
+
+
+def host_pieces(value: Any, limit: int = 2**28) -> Iterator[np.ndarray]:
+    """A global array as host arrays that follow one another along axis 0, each of about `limit` bytes at most.
+
+    Every process gets all of them, and must ask for all: a piece is gathered when it is asked for.
+    """
+    if not isinstance(value, jax.Array) or value.is_fully_replicated or value.size == 0 or value.ndim == 0:
+        yield np.asarray(value)
+        return
+    rows = max(1, min(len(value), limit * len(value) // value.nbytes))
+    gather = jax.jit(
+        lambda x, start, rows: jax.lax.dynamic_slice_in_dim(x, start, rows),
+        static_argnums=2,
+        out_shardings=NamedSharding(value.sharding.mesh, PartitionSpec()),
+    )
+    for start in range(0, len(value), rows):
+        if value.is_fully_addressable:
+            yield np.asarray(value[start : start + rows] if rows < len(value) else value)
+        else:
+            yield np.asarray(gather(value, np.int32(start), min(rows, len(value) - start)))
+
+
+def to_host(value: Any) -> np.ndarray:
+    """The whole of a global array on this host, wherever it lies; all processes must ask for it."""
+    pieces = list(host_pieces(value))
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def init_sharded(init_fn: Callable[..., Any], out_shardings: Any) -> Callable[..., Any]:

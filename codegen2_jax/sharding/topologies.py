@@ -107,14 +107,15 @@ def parse(text: str) -> Topology:
     shape = tuple(int(side) for side in sides.split("x"))
     if len(shape) != chip.dimensions:
         raise UserError(
-            f"topology {text!r} has {len(shape)} sides, a {chip.name} pod is a torus of {chip.dimensions}; {_meant(text)}"
+            f"topology {text!r} has {len(shape)} sides, a {chip.name} pod is a torus of {chip.dimensions}; "
+            f"{_meant(text)}"
         )
     count = math.prod(shape)
     on_one_host = sides in chip.shapes
     if count > chip.max_chips or not (on_one_host or (shape[0] % 2 == 0 and shape[1] % 2 == 0)):
         raise UserError(
-            f"topology {text!r}: {chip.name} has slices of up to {chip.max_chips} chips whose first two sides are even; "
-            f"{_meant(text)}"
+            f"topology {text!r}: {chip.name} has slices of up to {chip.max_chips} chips whose first two sides are "
+            f"even; {_meant(text)}"
         )
     return Topology(chip, shape)
 
@@ -137,7 +138,7 @@ def prepare() -> None:
     JAX itself runs on the CPU, so that an accelerator that is there is left to others. Raises UserError without libtpu.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for a TPU needs its compiler; pip install 'codegen2_jax[precompile]' (libtpu, Linux).")
+        raise UserError("compiling for a TPU needs libtpu, its compiler; pip install 'codegen2_jax[precompile]'.")
     assert "jax" not in sys.modules or os.environ.get("JAX_PLATFORMS") == "cpu", "JAX was imported before prepare()."
     os.environ.update(ENVIRONMENT)
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -15,7 +15,6 @@ import jax
 import jaxlib
 import numpy as np
 
-from codegen2_jax.errors import UserError
 from codegen2_jax.models.t5 import T5Config
 from codegen2_jax.sharding import estimates, hlo, partitioning, topologies
 from codegen2_jax.sharding.estimates import Cost

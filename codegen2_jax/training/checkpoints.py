@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from codegen2_jax.errors import NoValidCheckpointError, StorageError, UserError
+from codegen2_jax.sharding.partitioning import put_whole
 from codegen2_jax.training import manifests
 
 _STEP = re.compile(r"0|[1-9]\d*")
@@ -303,7 +304,7 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
 
 def _empty(leaf: Any) -> Any:
     value, sharding = np.zeros(leaf.shape, leaf.dtype), getattr(leaf, "sharding", None)
-    return value if sharding is None else jax.device_put(value, sharding)
+    return value if sharding is None else put_whole(sharding, value)
 
 
 def _raise_together(damage: str) -> None:

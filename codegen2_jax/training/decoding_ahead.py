@@ -97,7 +97,8 @@ def table(record: Mapping[str, Any]) -> str:
     floors = ", ".join(f"{name} {milliseconds(value)}" for name, value in step["floors"].items())
     lines = [
         ("decoding", f"{record['rows']} rows, {record['prompt_tokens']} prompt and {record['new_tokens']} new tokens"),
-        ("memory per chip", f"{gib(memory['total'])} of {gib(memory['chip'])}, cache {gib(record['cache_bytes_per_chip'])}"),
+        ("memory per chip", f"{gib(memory['total'])} of {gib(memory['chip'])}"),
+        ("  of it cache", gib(record["cache_bytes_per_chip"])),
         ("prefill", milliseconds(prefill["step"])),
         ("step", f"{milliseconds(step['step'])}, {record['tokens_per_second']:,.0f} tokens/s"),
         ("floors", f"{floors}; bound by {step['bound']}"),

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from codegen2_jax import processes
+from codegen2_jax.sharding.partitioning import Layout, batch_sharding
 from codegen2_jax.training.step import TrainState, merge_params
 
 
@@ -15,6 +17,12 @@ def _count(tree: Any) -> int:
 
 def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_per_device(tree: Any) -> int:
+    """Bytes that one device holds of arrays laid out as their shapes say."""
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shards)
 
 
 def model_flops(params_shapes: Any, batch: dict, *, prompt_tokens: int, backbone_trains: bool) -> float:
@@ -53,20 +61,34 @@ def attention_flops(config: Any, batch: dict, *, prompt_tokens: int, backbone_tr
 
 
 def describe_step(
-    train_step: Any, state_shapes: TrainState, batch: dict, *, prompt_tokens: int = 0, note: str = ""
+    train_step: Any,
+    layout: Layout,
+    state_shapes: TrainState,
+    batch: dict,
+    *,
+    prompt_tokens: int = 0,
+    note: str = "",
 ) -> dict[str, float]:
     """Lowers and compiles one step for the shapes of `batch`, prints what it takes, and returns the numbers.
 
-    Memory is the compiled program's: arguments (state and batch), temporaries, output. FLOPs are the model's formula
-    (`model_flops`); the compiler's own count sees a loop over layers once and would be far too low.
+    Memory of the step is the compiled program's on each device: arguments (state and batch), temporaries, output.
+    FLOPs are the model's formula (`model_flops`); the compiler's own count sees a loop over layers once and would be
+    far too low.
     """
-    shapes = {name: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype) for name, value in batch.items()}
+    layout.process_rows(len(batch["targets_BT"]))  # whether they divide
+    shapes = {
+        name: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype, sharding=batch_sharding(layout))
+        for name, value in batch.items()
+    }
     memory = train_step.lower(state_shapes, shapes).compile().memory_analysis()
     model = merge_params(state_shapes.trainable, state_shapes.frozen)["model"]
     numbers = {
         "parameters": _count((state_shapes.trainable, state_shapes.frozen)),
         "trainable_parameters": _count(state_shapes.trainable),
+        "parameter_bytes": _bytes((state_shapes.trainable, state_shapes.frozen)),
         "optimizer_bytes": _bytes(state_shapes.opt_state),
+        "parameter_bytes_per_device": _bytes_per_device((state_shapes.trainable, state_shapes.frozen)),
+        "optimizer_bytes_per_device": _bytes_per_device(state_shapes.opt_state),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
@@ -76,11 +98,18 @@ def describe_step(
     }
     rows, target = np.shape(batch["targets_BT"])
     source = f"({prompt_tokens} prompt + {np.shape(batch['inputs_BS'])[1]} source), " if "inputs_BS" in batch else ""
-    print(f"devices             {jax.device_count()} x {jax.devices()[0].device_kind}")
+    if not processes.is_first():
+        return numbers
+    sizes = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    print(f"devices             {jax.device_count()} x {jax.devices()[0].device_kind}{hosts}; mesh: {sizes}")
     print(f"batch               {rows} x {source}{target} target tokens")
     print(f"parameters          {numbers['parameters']:,} ({numbers['trainable_parameters']:,} trained)")
-    for name in ("argument", "temporary", "output", "optimizer"):
-        print(f"{name + ' memory':<20}{numbers[name + '_bytes'] / 2**20:,.1f} MiB")
+    for name in ("parameter", "optimizer"):
+        whole, part = numbers[f"{name}_bytes"], numbers[f"{name}_bytes_per_device"]
+        print(f"{name + ' memory':<20}{part / 2**20:,.1f} MiB on each device, {whole / 2**20:,.1f} MiB in all")
+    for name in ("argument", "temporary", "output"):
+        print(f"{name + ' memory':<20}{numbers[name + '_bytes'] / 2**20:,.1f} MiB on each device")
     print(f"FLOPs per step      {numbers['flops_per_step']:.3e} (model formula, without attention scores)")
     if note:
         print(note)

@@ -36,10 +36,10 @@ def advice(record: Mapping[str, Any]) -> list[str]:
     if mesh["fsdp"] < record["chips"]:
         lean = state * mesh["fsdp"] * mesh["model"] // record["chips"]
         found.append(
-            f"cut the state ({state / GIB:.1f} GiB a chip) over all chips: MESH={{'fsdp': -1}} leaves {lean / GIB:.1f} GiB"
+            f"cut the state ({gib(state)} a chip) over all chips: --gin.MESH=\"{{'fsdp': -1}}\" leaves {gib(lean)}"
         )
     if rows <= 1 and activations > 0 and mesh["model"] == 1:
-        found.append("one row a chip is left: cut the model too, MESH={'fsdp': -1, 'model': 4}, or shorten the sequence")
+        found.append("one row a chip is left: cut the model too, --gin.MESH=\"{'fsdp': -1, 'model': 4}\"")
     generation = record["topology"].partition(":")[0]
     larger = [name for name in CHIPS if CHIPS[name].hbm_bytes > memory["total"]]
     need = f"{memory['total'] / GIB:.1f} GiB a chip"
@@ -81,7 +81,8 @@ def table(record: Mapping[str, Any]) -> str:
         ("  output", f"{gib(memory['output'])}, {gib(memory['alias'])} of it in place of arguments"),
         ("", ""),
         ("FLOPs per chip", f"{flops['model']:.3e} by the model's formula"),
-        ("", f"{flops['compiled']:.3e} matrix products of the program; {flops['xla_extrapolated']:.3e} by XLA's count"),
+        ("", f"{flops['compiled']:.3e} in the program's matrix products"),
+        ("", f"{flops['xla_extrapolated']:.3e} by XLA's count, extrapolated"),
         ("bytes per chip", f"{record['bytes_accessed_per_chip']:.3e} of its memory, read and written"),
     ]
     for one in record["collectives"]:

@@ -23,6 +23,7 @@ from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.decoder_only import DecoderOnly
 from codegen2_jax.models.language_models import EncoderDecoder, LanguageModel
 from codegen2_jax.models.t5 import T5Config
+from codegen2_jax.sharding.partitioning import put_whole
 
 Config = T5Config | DecoderConfig
 
@@ -191,5 +192,5 @@ def place_params(loaded: LoadedModel, shardings: Any, *, seed: int) -> Any:
     flat = flax.traverse_util.flatten_dict(shardings)
     placed = {}
     for place, value in loaded.weights.leaves(np.float32):
-        placed[place] = jax.block_until_ready(jax.device_put(value, flat[place]))
+        placed[place] = jax.block_until_ready(put_whole(flat[place], value))
     return flax.traverse_util.unflatten_dict(placed)

@@ -52,7 +52,7 @@ def run_steps(
     """Runs steps `first` (inclusive) to `last` (exclusive) and returns the state and the step it stands at.
 
     Metrics are read back only every LOG_EVERY steps, so that the device never waits for the host. Stops early, at a
-    step boundary, when `stop.requested`; the caller saves and decides. Raises NonFiniteError after
+    step boundary, when `stop.reached`; the caller saves and decides. Raises NonFiniteError after
     MAX_NON_FINITE_STEPS steps in a row without a finite loss and gradient.
     """
     step = first
@@ -64,7 +64,7 @@ def run_steps(
             tracker.metrics(metric_offset + at, values, **(labels or {}))
         pending.clear()
 
-    while step < last and not (stop is not None and stop.requested):
+    while step < last and not (stop is not None and stop.reached(metric_offset + step)):
         batch = next(batches)
         began = time.perf_counter()
         state, metrics = train_step(state, partitioning.put_batch(layout, batch))

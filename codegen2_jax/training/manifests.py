@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from codegen2_jax.errors import UserError
+from codegen2_jax.sharding.partitioning import host_pieces
 
 FORMAT = 1
 
@@ -35,14 +35,6 @@ def storable(leaf: Any) -> Any:
     if is_key(leaf):
         return jax.random.key_data(leaf)
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
-def _to_host(value: Any) -> np.ndarray:
-    """The global value on this host; gathers a leaf that is spread over processes."""
-    value = storable(value)
-    if isinstance(value, jax.Array) and not value.is_fully_addressable and not value.is_fully_replicated:
-        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
-    return np.asarray(value)
 
 
 def make(step: int, named: Mapping[str, Any], meta: dict) -> dict:
@@ -72,13 +64,13 @@ def leaf_digest(name: str, value: Any) -> str:
 
     Equal for a NumPy array, a JAX array in any layout and a value read back; a typed PRNG key counts as its key data.
     """
-    array = _to_host(value)
-    head = f"{name}|{array.dtype.name}|{array.shape}|".encode()
-    digest = hashlib.sha256(head)
-    array = np.ascontiguousarray(array)
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    digest.update(array.reshape(-1).view(np.uint8))  # bfloat16 offers no buffer of its own
+    value = storable(value)
+    digest = hashlib.sha256(f"{name}|{value.dtype.name}|{value.shape}|".encode())
+    for array in host_pieces(value):  # a leaf that is spread over processes need not fit on one host
+        array = np.ascontiguousarray(array)
+        if array.dtype.byteorder == ">":
+            array = array.astype(array.dtype.newbyteorder("<"))
+        digest.update(array.reshape(-1).view(np.uint8))  # bfloat16 offers no buffer of its own
     return digest.hexdigest()
 
 

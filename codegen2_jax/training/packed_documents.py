@@ -1,13 +1,14 @@
 """Pretraining data of a decoder: whole documents of several sources, packed into windows (arXiv 2305.02309)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from codegen2_jax import processes
 from codegen2_jax.data import cache, contamination, documents
 from codegen2_jax.data.evaluation_sets import evaluation_sets
 from codegen2_jax.data.infilling import CausalLM
@@ -71,8 +72,8 @@ class PackedDocuments:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cache_dir: str | None = None
 
-    def open(self, loaded: LoadedModel, *, batch_size: int, seed: int) -> Streams:
-        """Makes missing caches, and says what the batches are."""
+    def open(self, loaded: LoadedModel, *, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Streams:
+        """Makes missing caches, and says what the batches are; `rows` of each are this process's, None for all."""
         config = loaded.model.config
         if not isinstance(config, DecoderConfig):
             raise UserError(f"packed documents train a decoder; {type(config).__name__} reads pairs (PairObjectives).")
@@ -85,13 +86,15 @@ class PackedDocuments:
         if len(set(names)) < len(names) or not names:
             raise UserError(f"sources {names} must be at least one, each named once.")
         directory = cache.cache_directory(self.cache_dir)
-        cache.ensure_cached(
+        ensure_cached = functools.partial(
+            cache.ensure_cached,
             tuple(names),
             cache_dir=directory,
             vocabulary_dir=loaded.vocabulary_directory,
             task_modules=self.task_modules,
             environment={**self.environment, **documents.environment(documents.parse_tasks(self.corpora))},
         )
+        processes.first_then_others(ensure_cached)
         splits = {split: {name: cache.open_split(directory, name, split) for name in names} for split in SPLITS}
         shared = {
             "vocabulary": loaded.vocabulary,
@@ -109,8 +112,7 @@ class PackedDocuments:
             rates={source.task: source.rate for source in self.sources},
             redraw_per_epoch=self.redraw_per_epoch,
             mixing=self.mixing,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
             **shared,
         )
         valid: dict[str, Any] = {name: PackedBatches({name: splits["valid"][name]}, **shared) for name in names}
@@ -127,7 +129,10 @@ class PackedDocuments:
         Once for a run; a run that goes on finds them there. `say` gets the table.
         """
         path = directory / "contamination.json"
-        if not self.evaluation_sets or path.exists() or jax.process_index() != 0:
+        processes.first_then_others(lambda: self._examine(path, loaded, say))
+
+    def _examine(self, path: Path, loaded: LoadedModel, say: Callable[[str], None]) -> None:
+        if not self.evaluation_sets or path.exists() or not processes.is_first():
             return
         splits = [cache.open_split(cache.cache_directory(self.cache_dir), one.task, "train") for one in self.sources]
         records = (record for split in splits for record in contamination.cached_records(split, loaded.vocabulary))

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from codegen2_jax import processes
 from codegen2_jax.data import cache, loader, objectives
 from codegen2_jax.errors import UserError
 from codegen2_jax.training.initialisation import LoadedModel
@@ -64,17 +64,19 @@ class PairObjectives:
     task_modules: tuple[str, ...] = ("tasks.pretraining",)
     cache_dir: str | None = None
 
-    def open(self, loaded: LoadedModel, *, batch_size: int, seed: int) -> Streams:
-        """Makes missing caches, and says what the batches are."""
+    def open(self, loaded: LoadedModel, *, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Streams:
+        """Makes missing caches, and says what the batches are; `rows` of each are this process's, None for all."""
         bound = {objective.name: objective.bind(loaded.vocabulary) for objective in self.objectives}
         directory = cache.cache_directory(self.cache_dir)
-        cache.ensure_cached(
+        ensure_cached = functools.partial(
+            cache.ensure_cached,
             tuple(dict.fromkeys(objective.task for objective in self.objectives)),
             cache_dir=directory,
             vocabulary_dir=loaded.vocabulary_directory,
             task_modules=self.task_modules,
             environment={},
         )
+        processes.first_then_others(ensure_cached)
         streams: dict[str, dict] = {"train": {}, "valid": {}}
         for objective in self.objectives:
             for split, members in streams.items():
@@ -87,8 +89,7 @@ class PairObjectives:
             streams["train"],
             batch_size,
             seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
             starts={objective.name: objective.start_step for objective in self.objectives},
             **shared,
         )

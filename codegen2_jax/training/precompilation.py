@@ -1,4 +1,4 @@
-"""What `python -m codegen2_jax.precompile` does with a job: compile, print, write, and complain where it does not fit."""
+"""What `python -m codegen2_jax.precompile` does with a job: compile, print, write, say where it does not fit."""
 
 import dataclasses
 import functools
@@ -60,7 +60,7 @@ def _numbers(flag: str, text: str, count: int) -> tuple[int, ...]:
 def run(job: Any, asked: Asked, arguments: Sequence[str]) -> dict[str, Any]:
     """Compiles a job's step for a slice, prints the table, writes the record and returns it.
 
-    arguments: the command line's other flags, for the record. Raises DoesNotFitError where a chip has too little memory.
+    arguments: the other flags, for the record. Raises DoesNotFitError where a chip has too little memory.
     """
     devices = topologies.devices(asked.topology, asked.devices)
     build = functools.partial(job.built_for, devices)
@@ -90,10 +90,11 @@ def run(job: Any, asked: Asked, arguments: Sequence[str]) -> dict[str, Any]:
 def _complaint(record: dict[str, Any]) -> str:
     what = record.get("compiler") or f"{fitting.gib(record['memory']['total'])} a chip"
     if record["fits"]:
-        what = f"decoding takes {fitting.gib(record['decode']['memory']['total'])} a chip"
-        return f"{what} of {fitting.gib(record['chip']['hbm_bytes'])}; decode fewer rows or shorter ones (--decode_shape)."
+        takes, has = (fitting.gib(record["decode"]["memory"][name]) for name in ("total", "chip"))
+        return f"decoding takes {takes} of a chip's {has}; decode fewer rows or shorter ones (--decode_shape)."
     has = fitting.gib(record["chip"]["hbm_bytes"])
-    return f"the step takes {what}; a chip of {record['topology']} has {has}. To change: {'; '.join(record['advice'])}."
+    remedies = "; or ".join(record["advice"])
+    return f"the step takes {what}; a chip of {record['topology']} has {has}. Remedies: {remedies}."
 
 
 def _say(line: str) -> None:

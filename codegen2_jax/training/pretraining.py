@@ -1,6 +1,7 @@
 """Pretraining from scratch or from given weights; these leave as a Hugging Face directory with their vocabulary."""
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -10,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from codegen2_jax import processes
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation, losses, run_directory
+from codegen2_jax.training import initialisation, losses, ordered_reduction, run_directory
 from codegen2_jax.training.ahead_of_time import Built, placed
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
@@ -36,6 +39,8 @@ class Pretraining:
       z_loss: weight of the squared logarithm of the softmax's normaliser (losses.py), 0 for none.
       export_directory: where the finished model goes; None: MODEL_DIR/export.
       evaluate_every, save_every: steps.
+      ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
+        number of devices that divides it (ordered_reduction.py); 0: as the compiler likes.
       mesh, axes: where arrays lie, as `partitioning.make_layout` takes them; no part of what is computed.
     """
 
@@ -48,6 +53,7 @@ class Pretraining:
     seed: int
     accumulation_steps: int = 1
     z_loss: float = 0.0
+    ordered_reduction: int = 0
     mesh: dict[str, int] | None = None
     axes: dict[str, Any] | None = None
     evaluate_every: int = 250
@@ -78,12 +84,14 @@ class Pretraining:
             if run_directory.finished(directory, digest) is None:
                 self._run(directory, config_text, digest)
             else:
-                print(f"{directory} is finished; its results are in {directory / run_directory.SCORES_FILE}.")
+                if processes.is_first():
+                    print(f"{directory} is finished; its results are in {directory / run_directory.SCORES_FILE}.")
 
     def _run(self, directory: Path, config_text: str, digest: str) -> None:
         loaded = self.source.load()
-        streams = self.data.open(loaded, batch_size=self.batch_size, seed=self.seed)
         runtime = _Runtime(self, loaded)
+        rows = runtime.layout.process_rows(self.batch_size)
+        streams = self.data.open(loaded, batch_size=self.batch_size, seed=self.seed, rows=rows)
         run_directory.write_config(directory, config_text)
         with (
             Tracker(directory, process_index=jax.process_index()) as tracker,
@@ -149,7 +157,9 @@ class Pretraining:
 
     def _export(self, loaded: initialisation.LoadedModel, state: TrainState, record: dict[str, Any]) -> None:
         target = self._export_path()
-        params = jax.tree.map(jax.device_get, merge_params(state.trainable, state.frozen)["model"])
+        params = jax.tree.map(partitioning.to_host, merge_params(state.trainable, state.frozen)["model"])
+        if not processes.is_first():
+            return
         config, vocabulary = loaded.model.config, loaded.vocabulary_directory
         huggingface.save(target, config, params, dtype=self.export_dtype, vocabulary=vocabulary)
         (target / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -172,7 +182,8 @@ class Pretraining:
 
         loaded = self.source.without_weights()
         runtime = _Runtime(self, loaded)
-        describe_step(runtime.train_step, runtime.state_shapes, self.data.abstract_batch(self.batch_size))
+        batch = self.data.abstract_batch(self.batch_size)
+        describe_step(runtime.train_step, runtime.layout, runtime.state_shapes, batch)
 
     def show_batch(self) -> None:
         """Prints the first batch as the model would read it."""
@@ -199,7 +210,17 @@ class _Runtime:
         """devices: default all that there are; those of a topology are good for lowering alone."""
         self.config, self.loaded = config, loaded
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
-        learner = Learner(model=dataclasses.replace(self.loaded.model, constrain=self.layout.constrain))
+        model, in_parts = self.loaded.model, None
+        if config.ordered_reduction:
+            ordered_reduction.check(
+                config.ordered_reduction, self.layout, config.batch_size // config.accumulation_steps
+            )
+            in_parts = functools.partial(
+                ordered_reduction.in_order, parts=config.ordered_reduction, layout=self.layout
+            )
+        else:
+            model = dataclasses.replace(model, constrain=self.layout.constrain)
+        learner = Learner(model=model)
         self.learner = learner
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         rows = jax.tree.map(lambda _: jnp.ones((), bool), {"model": self.loaded.model.param_shapes})
@@ -232,14 +253,16 @@ class _Runtime:
             accumulation_steps=config.accumulation_steps,
             dropout=dropout,
             z_loss=config.z_loss,
+            in_parts=in_parts,
         )
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None))
+        whole = partitioning.replicated(self.layout)
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, whole))
 
         def loss(params, batch):
             logits_BTV, _ = learner.forward(params, {}, batch, selection="pool")
             return losses.cross_entropy(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
 
-        self._loss = jax.jit(loss)
+        self._loss = jax.jit(loss, out_shardings=partitioning.replicated(self.layout))
 
     def saved(self, state: TrainState) -> dict:
         """The part of a state that a checkpoint holds."""
@@ -254,7 +277,7 @@ class _Runtime:
         if restored is not None:
             step, saved, meta = restored
             iterator.set_state(meta.pop("data"))
-            skipped = jax.device_put(jnp.zeros((), jnp.int32), partitioning.replicated(self.layout))
+            skipped = partitioning.put_whole(partitioning.replicated(self.layout), np.zeros((), np.int32))
             return TrainState(**saved, frozen={}, prompt_state={}, skipped=skipped), step, meta
         model_shardings = self.state_shardings.trainable["model"]
         params = initialisation.place_params(self.loaded, model_shardings, seed=self.config.seed)
@@ -271,7 +294,7 @@ class _Runtime:
             nats, tokens, text_bytes = 0.0, 0.0, 0
             for number in range(self.config.evaluation_batches):
                 batch = batches.batch(number)
-                loss, count = self._loss(params, partitioning.put_batch(self.layout, batch))
+                loss, count = self._loss(params, partitioning.put_batch(self.layout, batch, whole=True))
                 nats, tokens = nats + float(loss), tokens + float(count)
                 text_bytes += streams.bytes_of(name, batch)
             found["losses"][name] = nats / max(1.0, tokens)

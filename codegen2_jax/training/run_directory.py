@@ -65,7 +65,9 @@ def finished(directory: Path, digest: str) -> dict[str, Any] | None:
 
 
 def write_scores(directory: Path, record: Mapping[str, Any]) -> None:
-    """Writes scores.json; a kill leaves the old file or the new one."""
+    """Writes scores.json, on process 0; a kill leaves the old file or the new one."""
+    if jax.process_index() != 0:
+        return
     temporary = directory / f"{SCORES_FILE}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     temporary.replace(directory / SCORES_FILE)

@@ -5,6 +5,9 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+import jax
+from jax.experimental import multihost_utils
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -15,21 +18,30 @@ class StopSignal:
     once with code 128 + its number, for a user who does not want to wait. Outside the main thread, where Python
     allows no handlers, only `request()` sets the flag.
 
+    Where several processes run together, a SIGTERM that any of them gets stops all, at the same step: JAX's service
+    notes it and names a step that none has reached yet. SIGINT is passed on as SIGTERM.
+
         with StopSignal() as stop:
-            for step in steps:
+            while step < last and not stop.reached(step):
                 ...
-                if stop.requested:
-                    save(); break
+            save()
     """
 
     def __init__(self):
         self._received: int | None = None
         self._previous: dict[int, object] = {}
+        self._together = False
 
     @property
     def requested(self) -> bool:
         """Whether the run should save and end."""
         return self._received is not None
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop before this step; the same answer on all processes, each of which asks at every step."""
+        if self._together and self._received is None and multihost_utils.reached_preemption_sync_point(step):
+            self._received = signal.SIGTERM
+        return self.requested
 
     @property
     def name(self) -> str:
@@ -40,7 +52,9 @@ class StopSignal:
 
     def request(self) -> None:
         """Asks from inside the program, as a signal would."""
-        if self._received is None:
+        if self._together:
+            signal.raise_signal(signal.SIGTERM)
+        elif self._received is None:
             self._received = 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -48,8 +62,15 @@ class StopSignal:
             os._exit(128 + number)
         self._received = number
 
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process
+        signal.raise_signal(signal.SIGTERM)
+
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
+        self._together = jax.process_count() > 1
+        if self._together and threading.current_thread() is threading.main_thread():
+            self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
+        elif threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 

@@ -8,6 +8,7 @@ Nothing here knows the name of a method: a method is a prompt, a list of labels 
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -119,6 +120,7 @@ def make_train_step(
     dropout: bool = False,
     advance: bool = True,
     z_loss: float = 0.0,
+    in_parts: Callable | None = None,
 ):
     """Builds `train_step(state, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
@@ -128,6 +130,8 @@ def make_train_step(
 
     accumulation_steps: the batch is cut into this many micro-batches, whose gradients are summed in float32.
     z_loss: weight of `losses.z_loss` per true token; the loss that is reported is without it.
+    in_parts: how gradients of a batch are summed over its parts (`ordered_reduction.in_order`, for a function of
+      arguments, rows and the number of the part); None: as the compiler likes.
     advance: False for a step that does not count (replay between epochs): neither `step` nor the learning rate's
       schedule moves on.
     """
@@ -155,7 +159,15 @@ def make_train_step(
         grad_fn = jax.grad(objective, has_aux=True)
 
         def one(micro, key):
-            return grad_fn(state.trainable, state.frozen, state.prompt_state, micro, tokens, examples, key)
+            if in_parts is None:
+                return grad_fn(state.trainable, state.frozen, state.prompt_state, micro, tokens, examples, key)
+            fixed = (state.trainable, state.frozen, state.prompt_state)
+
+            def of_part(shared, rows, number):
+                *fixed, tokens, key = shared
+                return grad_fn(*fixed, rows, tokens, examples, jax.random.fold_in(key, number))
+
+            return in_parts(of_part)((*fixed, tokens, key), micro)
 
         if accumulation_steps == 1:
             grads, metrics = one(batch, key)

@@ -1,0 +1,105 @@
+"""How processes meet: in a bounded time, or with one line that says who is missing. No device is touched."""
+
+import concurrent.futures
+import socket
+
+import pytest
+
+from codegen2_jax import processes
+from codegen2_jax.errors import UserError
+from codegen2_jax.processes import Meeting
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def meet(*members: tuple[int, int], timeout: int = 20) -> list:
+    """What each (process_id, num_processes) hears when all come to one address: None, or the error."""
+    address = free_address()
+
+    def one(member):
+        try:
+            return processes._meet(Meeting(address, member[1], member[0]), timeout)
+        except UserError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(len(members)) as threads:
+        return list(threads.map(one, members))
+
+
+def test_all_come_in_any_order():
+    assert meet((2, 3), (0, 3), (1, 3)) == [None] * 3
+
+
+def test_a_missing_process_is_named_to_all():
+    found = meet((0, 4), (2, 4), timeout=1)
+    assert all("processes [1, 3] of 4 did not come within 1 s" in text for text in found)
+
+
+def test_numbers_that_disagree_are_named_to_all():
+    assert all("process 1 was told of 3 processes, process 0 of 2" in text for text in meet((0, 2), (1, 3)))
+    assert all("two processes say --process_id=1" in text for text in meet((0, 3), (1, 3), (1, 3)))
+
+
+def test_a_coordinator_that_is_not_there_is_given_up():
+    (text,) = meet((1, 2), timeout=1)
+    assert "the coordinator 127.0.0.1:" in text and "cannot be reached within 1 s" in text
+
+
+def test_a_port_that_is_taken_is_said():
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match="of --coordinator_address is not free on process 0"):
+            processes._meet(Meeting(address, 2, 0), 1)
+
+
+def test_strangers_at_the_door_are_not_counted():
+    address = free_address()
+    host, port = address.split(":")
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        first = threads.submit(processes._meet, Meeting(address, 2, 0), 20)
+        for attempt in range(100):
+            try:
+                with socket.create_connection((host, int(port)), timeout=1) as stranger:
+                    stranger.sendall(b"GET / HTTP/1.1\n")
+                break
+            except ConnectionError:
+                assert attempt < 99 and not first.done()
+        second = threads.submit(processes._meet, Meeting(address, 2, 1), 20)
+        assert first.result() is None and second.result() is None
+
+
+@pytest.mark.parametrize(
+    "mode, meeting, message",
+    [
+        ("maybe", Meeting(), "--distributed=maybe is unknown; choose one of auto, on, off"),
+        ("off", Meeting("h:1", 2, 0), "--distributed=off is one process"),
+        ("on", Meeting("h:1", 2, None), "--process_id is missing"),
+        ("auto", Meeting(None, 2, 0), "--coordinator_address is missing"),
+        ("on", Meeting("host", 2, 0), "--coordinator_address=host is no address; write HOST:PORT"),
+        ("on", Meeting("h:1", 2, 2), "--process_id=2 must lie in 0 to 1"),
+        ("on", Meeting("h:1", 0, 0), "--num_processes=0 must be at least 1"),
+    ],
+)
+def test_settings_that_are_wrong_are_named_at_once(mode, meeting, message):
+    with pytest.raises(UserError, match=message):
+        processes.connect(mode, meeting)
+
+
+def test_the_environment_fills_what_flags_leave_open(monkeypatch):
+    for name, value in zip(processes.ENVIRONMENT, ("host:5", "4", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert processes._completed(Meeting()) == ("host:5", 4, 3)
+    assert processes._completed(Meeting(process_id=0)) == ("host:5", 4, 0)
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID='first' is no whole number"):
+        processes._completed(Meeting())
+
+
+def test_one_process_does_its_work_alone():
+    assert processes.first_then_others(lambda: 5) == 5
+    assert processes.all_agree(True) and not processes.all_agree(False)
+    assert processes.is_first()
