@@ -1,8 +1,10 @@
-"""Compiles the training step of gin files for a TPU slice that is not here, and says what it takes.
+r"""Compiles the training step of gin files for a TPU slice that is not here, and says what it takes.
 
-  python -m codegen2_jax.precompile --topology=v5p:4x4x4 --gin_file=pretraining/codegen2_7b.gin --gin_file=scale/v5p_4x4x4.gin
+  python -m codegen2_jax.precompile --topology=v5p:4x4x4 --gin_file=pretraining/codegen2_7b.gin \
+      --gin_file=scale/v5p_4x4x4.gin
   python -m codegen2_jax.precompile --topology=v6e:2x2 --gin_file=pp_tf.gin --lengths=320,256 --out=pp_tf.json
-  python -m codegen2_jax.precompile --topology=v5e:4x4 --gin_file=pretraining/codegen2_1b.gin --gin_file=scale/v5e_4x4.gin --decode
+  python -m codegen2_jax.precompile --topology=v5e:4x4 --gin_file=pretraining/codegen2_1b.gin \
+      --gin_file=scale/v5e_4x4.gin --decode --decode_shape=128,1792,256
 
 Needs no TPU, no data and no weights, only libtpu. Exit code 8 when the step does not fit the chips' memory; the last
 lines say what to change.

@@ -49,7 +49,7 @@ def cost_of(compiled: Any, program: hlo.Program) -> Cost:
 
 
 def extrapolated(one_of_each: Cost, with_two: Mapping[str, Cost], depths: Mapping[str, int]) -> Cost:
-    """The cost at full depth. with_two: by kind of layer, the cost with two of that kind; depths: how many there are."""
+    """The cost at full depth. with_two: by kind of layer, the cost with two of that kind; depths: how many."""
     total = one_of_each
     for kind, depth in depths.items():
         layer = with_two[kind].plus(one_of_each, -1.0)
@@ -72,7 +72,7 @@ def memory(compiled: Any) -> dict[str, int]:
 
 
 def collectives(program: hlo.Program) -> list[dict[str, Any]]:
-    """A row for each kind, group size, and whether it overlaps: count, bytes of the whole arrays, bytes a chip sends."""
+    """A row for each kind, group size and overlap: count, bytes of the whole arrays, bytes that a chip sends."""
     rows: dict[tuple, dict] = defaultdict(lambda: {"count": 0, "payload_bytes": 0.0, "sent_bytes": 0.0})
     for one in program.collectives():
         row = rows[one.kind, one.group, one.overlaps]
@@ -89,8 +89,8 @@ def seconds(
 ) -> dict[str, Any]:
     """The times of a step, its bound, and the model-FLOPs utilisation that they allow.
 
-    compiled_flops: of all matrix products on one chip, every loop counted in full. model_flops: what the model needs, on
-    one chip. Utilisation is the share of the chip's bfloat16 peak: `utilisation` with the waiting that stands in the
+    compiled_flops: of all matrix products on one chip, every loop counted in full. model_flops: what the model needs,
+    on one chip. Utilisation is the share of the chip's bfloat16 peak: `utilisation` with the waiting that stands in the
     program, `utilisation_if_all_overlaps` where the slower of both alone counts.
     """
     sent = sum(row["sent_bytes"] for row in rows)

@@ -147,8 +147,8 @@ class Program:
         payload = num_bytes(one.type)
         if one.opcode == "all-gather-start":  # its type holds the operands too
             payload = payload * group // (group + 1)
-        elif one.opcode == "collective-permute-start":
-            payload //= 2
+        elif one.opcode == "collective-permute-start":  # operands, results and two words of its own
+            payload = (payload - 8) // 2
         elif kind == "reduce-scatter":
             payload *= group
         share = 1.0 if kind.startswith("collective-") else (group - 1) / group

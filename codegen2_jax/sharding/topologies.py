@@ -20,12 +20,12 @@ from typing import Any
 from codegen2_jax.errors import UserError
 
 GB, GIB = 1e9, 2**30
-# What libtpu reads: no query of a cloud's metadata server (which a laptop waits for), no lock (nothing is run, so
-# several may compile at once), and its own log files nowhere.
+# What libtpu reads: no query of a cloud's metadata server (which a laptop waits for), a host to find in its place, no
+# lock (nothing is run, so several may compile at once), and its own log files nowhere.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "none",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_LOG_DIR": "disabled",
 }

@@ -1,7 +1,7 @@
 """The step of a job, compiled for chips that are not here.
 
-A job builds its step for given devices (`built_for`), the very step that `run` jits; this compiles it and reads off what
-it takes. Sharding and costs are in `sharding/`.
+A job builds its step for given devices (`built_for`), the very step that `run` jits; this compiles it and reads off
+what it takes. Chips and costs are in `sharding/`.
 """
 
 import dataclasses

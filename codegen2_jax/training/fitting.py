@@ -99,7 +99,7 @@ def table(record: Mapping[str, Any]) -> str:
         ("step", f"{milliseconds(seconds['step'])}, {record['tokens_per_second']:,.0f} tokens/s"),
         ("utilisation", f"{seconds['utilisation']:.1%} of the bfloat16 peak by model FLOPs; "
          f"{seconds['utilisation_if_all_overlaps']:.1%} if every collective overlapped"),
-        ("compiled in", f"{record['compile_seconds']:.0f} s, {gib(record['peak_host_bytes'])} of this machine's memory"),
+        ("compiled in", f"{record['compile_seconds']:.0f} s, with {gib(record['peak_host_bytes'])} here"),
     ]
     if record["unknown_loops"]:
         rows.append(("note", f"{len(record['unknown_loops'])} loops of unknown length are counted once"))
