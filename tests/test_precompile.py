@@ -191,6 +191,16 @@ def test_a_stream_of_tasks_is_lowered_without_data_or_weights(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_whose_weights_are_not_here_has_its_shape(monkeypatch):
+    """CodeT5-small, 60.5 million parameters and a pool of prompts."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names = ("pp_tf", "models/codet5_small", "models/codet5_small_shape")
+    stream, _ = cli.describe(["precompile", *(f"--gin_file={name}.gin" for name in names)])
+    built = stream.built_for(topologies.devices(topologies.parse("v5e:2x2")))
+    assert built.learner.model.parameters() == 60_492_288
+    built.train_step.lower(built.state, built.batch)
+
+
 def test_an_absent_tpu_is_not_tried(program_environment):
     """libtpu without a TPU: an ordinary command says nothing of it, and JAX runs on the CPU."""
     environment = {name: value for name, value in program_environment.items() if name != "JAX_PLATFORMS"}
