@@ -69,7 +69,7 @@ def table(results: dict, rows: list) -> str:
     lines = [
         "# CodeGen2 on TPU pods, by compilation",
         "",
-        "Written by `python benchmarks/pods.py`; what the columns hold is in [docs/precompile.md](../../docs/precompile.md).",
+        "Written by `python benchmarks/pods.py`; docs/precompile.md says what the columns hold.",
         "Rows of 2,048 tokens, AdamW in float32, computed in bfloat16, full rematerialisation. No chip was involved.",
         "",
         "| model | slice | chips | fsdp x model | batch | GiB of a chip | bound by | step | waiting | tokens/s |"
