@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser("codegen2_jax.generate", description=__doc__)
     for name, options in FLAGS.items():
         parser.add_argument(f"--{name}", **options)
+    parser.add_argument("--model_parallel", type=int, default=1, help="devices that share the weights (default: 1)")
     for field in fields(Generation):
         kind = {"nargs": "+"} if field.name == "stop" else {"type": field.type}
         text = f"{field.metadata['help']} (default: {field.default})"
@@ -27,11 +28,17 @@ def main(argv: list[str]) -> int:
 def _run(given: dict) -> None:
     settings = Generation.of({field.name: given[field.name] for field in fields(Generation)})
     from codegen2_jax.decoding import command  # late, since it brings JAX and a mistake above should answer at once
-    from codegen2_jax.training.initialisation import ModelSource
+    from codegen2_jax.sharding.partitioning import first_devices, make_layout
+    from codegen2_jax.training.initialisation import ModelSource, placed_on
 
     asked = command.Asked.of(given, sys.stdin.buffer)
     options = {name: given[name] for name in ("dtype", "vocabulary", "prefix_lm")}
     loaded = ModelSource(init_from=given["model"], **options).load()
+    if given["model_parallel"] != 1:
+        devices = first_devices(given["model_parallel"])
+        # The vocabulary stays whole: many sizes divide by nothing, and sampling looks at all of it.
+        layout = make_layout({"model": len(devices)}, {"vocab": None}, devices)
+        loaded = placed_on(loaded, layout)
     command.answer(asked, settings, loaded, sys.stdout, name=given["model"])
 
 

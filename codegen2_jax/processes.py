@@ -90,8 +90,6 @@ def _check(meeting: Meeting) -> None:
 def _initialize(mode: str, meeting: Meeting, timeout: int) -> None:
     import jax
 
-    # CPU devices need a way to speak to those of other processes; on other platforms this changes nothing.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             *meeting,
@@ -107,7 +105,6 @@ def _initialize(mode: str, meeting: Meeting, timeout: int) -> None:
                     "--distributed=on, but no cluster was detected; give --coordinator_address=HOST:PORT, "
                     "--num_processes=N and --process_id=I."
                 ) from None
-            jax.config.update("jax_cpu_collectives_implementation", "none")
             return
         raise UserError(f"the processes did not connect: {text[:300]}; --distributed=off runs one alone.") from error
 

@@ -50,6 +50,14 @@ def records(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_devices_that_share_the_weights_write_the_same(run):
+    """With the cache cut by heads; and a number of devices that is not there is the user's mistake."""
+    asked = ("--prompt", "def f(x):\n", "--temperature", "0", "--max_new_tokens", "12")
+    assert run(*asked, "--model_parallel", 8)[:2] == run(*asked)[:2]
+    code, _, error = run(*asked, "--model_parallel", 16)
+    assert code == 2 and error.endswith("error: 16 devices were asked for, and there are 8; give 1 to 8.\n")
+
+
 PROMPTS = ["def f(x):\n", "# <mask_1> is text\n"]
 PLACES = [(p, k) for p in (1, 2) for k in (1, 2, 3)]
 OPTIONS = ["--temperature", "1.0", "--max_new_tokens", "40", "--seed", "5", "--stop", "qu", "zz"]

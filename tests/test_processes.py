@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -103,3 +105,54 @@ def test_one_process_does_its_work_alone():
     assert processes.first_then_others(lambda: 5) == 5
     assert processes.all_agree(True) and not processes.all_agree(False)
     assert processes.is_first()
+
+
+CLUSTERS = {
+    "slurm": {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{index}",
+        "SLURM_LOCALID": "{index}",
+        "SLURM_STEP_NUM_NODES": "1",
+    },
+    "ompi": {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{index}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{index}",
+    },
+}
+AUTO = """
+from codegen2_jax import processes
+processes.connect("auto", processes.Meeting(), timeout=60)
+import jax
+print(jax.process_index(), jax.process_count(), processes.first_then_others(lambda: "made"), processes.all_agree(True))
+processes.leave(0, together=True)
+"""
+
+
+@pytest.mark.parametrize("name", sorted(CLUSTERS))
+def test_a_launcher_is_detected(name, program_environment):
+    """What srun and mpirun say in the environment is enough, with the port that JAX is told."""
+    port = free_address().split(":")[1]
+    children = []
+    for index in range(2):
+        told = {key: value.format(index=index) for key, value in CLUSTERS[name].items()}
+        environment = program_environment | told | {"JAX_COORDINATOR_PORT": port}
+        line = [sys.executable, "-c", AUTO]
+        children.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True))
+    printed = [child.communicate(timeout=200)[0] for child in children]
+    assert [text.splitlines()[-1] for text in printed] == ["0 2 made True", "1 2 made True"]
+
+
+def test_where_no_cluster_is_auto_runs_alone_and_on_is_refused(monkeypatch):
+    import jax
+
+    def initialize(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    processes.connect("auto", Meeting())
+    with pytest.raises(UserError, match="--distributed=on, but no cluster was detected; give --coordinator_addr"):
+        processes.connect("on", Meeting())

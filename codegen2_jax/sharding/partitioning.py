@@ -83,6 +83,14 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
+def first_devices(count: int) -> list[jax.Device]:
+    """The first devices of this process; UserError where there are fewer."""
+    devices = jax.local_devices()
+    if not 1 <= count <= len(devices):
+        raise UserError(f"{count} devices were asked for, and there are {len(devices)}; give 1 to {len(devices)}.")
+    return devices[:count]
+
+
 def _parts(rule: Rule) -> tuple[str, ...]:
     return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
 
@@ -259,7 +267,7 @@ def put_batch(layout: Layout, batch: Mapping[str, np.ndarray], *, whole: bool = 
 
 def put_whole(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     """A host array that every process has -> the global array, without a word between processes."""
-    if sharding.is_fully_addressable:
+    if jax.process_count() == 1:
         return jax.device_put(array, sharding)
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index]))

@@ -23,7 +23,7 @@ from codegen2_jax.models.decoder_config import DecoderConfig
 from codegen2_jax.models.decoder_only import DecoderOnly
 from codegen2_jax.models.language_models import EncoderDecoder, LanguageModel
 from codegen2_jax.models.t5 import T5Config
-from codegen2_jax.sharding.partitioning import put_whole
+from codegen2_jax.sharding.partitioning import Layout, put_whole, shardings
 
 Config = T5Config | DecoderConfig
 
@@ -187,7 +187,24 @@ def weights_digest(directory: str | Path) -> str:
     return digest.hexdigest()
 
 
-def place_params(loaded: LoadedModel, shardings: Any, *, seed: int) -> Any:
+@dataclasses.dataclass(frozen=True)
+class PlacedModel:
+    """A model whose weights lie on devices, ready to decode."""
+
+    model: LanguageModel
+    params: Any
+    vocabulary: Vocabulary
+    digest: str
+
+
+def placed_on(loaded: LoadedModel, layout: Layout) -> PlacedModel:
+    """The model with its weights, its activations and its cache laid out over a mesh."""
+    model = dataclasses.replace(loaded.model, constrain=layout.constrain)
+    lying = shardings(layout, model.param_axes(), model.param_shapes)
+    return PlacedModel(model, place_params(loaded, lying, seed=0), loaded.vocabulary, loaded.digest)
+
+
+def place_params(loaded: LoadedModel, lying: Any, *, seed: int) -> Any:
     """The model's parameters as device arrays, already sharded: born from a seed, or read leaf by leaf.
 
     The host holds one leaf at a time, so a model needs no more of its memory than its largest stacked weight.
@@ -198,8 +215,8 @@ def place_params(loaded: LoadedModel, shardings: Any, *, seed: int) -> Any:
             params = loaded.model.init_params(key)
             return params if loaded.start is None else loaded.start(params)
 
-        return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
-    flat = flax.traverse_util.flatten_dict(shardings)
+        return jax.jit(draw, out_shardings=lying)(jax.random.key(seed))
+    flat = flax.traverse_util.flatten_dict(lying)
     placed = {}
     for place, value in loaded.weights.leaves(np.float32):
         placed[place] = jax.block_until_ready(put_whole(flat[place], value))

@@ -67,7 +67,8 @@ def run_steps(
     while step < last and not (stop is not None and stop.reached(metric_offset + step)):
         batch = next(batches)
         began = time.perf_counter()
-        state, metrics = train_step(state, partitioning.put_batch(layout, batch))
+        placed = partitioning.put_batch(layout, batch)
+        state, metrics = train_step(state, placed)
         step += 1
         shape = tuple(np.shape(batch[name]) for name in sorted(batch))
         if shape not in clock.shapes_seen:  # the first batch of a shape compiles
@@ -77,7 +78,7 @@ def run_steps(
         else:
             clock.seconds += time.perf_counter() - began
             clock.steps += 1
-            clock.examples += len(batch["task_B"])
+            clock.examples += len(placed["task_B"])
         if step % LOG_EVERY == 0 or step == last:
             began = time.perf_counter()
             loss = float(metrics["loss"])  # waits for the device: its time belongs to the steps

@@ -6,7 +6,9 @@ program; and the results are gathered and added in the order of the parts. So 1,
 processes, give one result. The price: whole weights on every device, a gather of whole gradients for each part in place
 of one reduction, and smaller matrix products.
 
-With n devices, device d computes the parts d, n + d, 2 n + d, ... one after the other.
+With n devices, device d computes the parts d, n + d, 2 n + d, ... one after the other. What a part computes stands in a
+loop of its own, and so does the sum over parts, with bounds that the compiler does not know: a loop it could unroll
+it would fuse with what stands around it, which depends on n, and fused products and sums round otherwise.
 """
 
 from collections.abc import Callable
@@ -49,21 +51,19 @@ def in_order(function: Callable, parts: int, layout: Layout) -> Callable:
     def local(shared, batch):
         """On one device: batch leaves [parts / size, 1, rows of a part, ...]."""
         device = jax.lax.axis_index(DATA_AXIS)
-
-        def one_round(total, inputs):
-            rows, number = inputs
-            # The barriers keep a part's program the same whatever stands around it.
-            shared_, rows, index = jax.lax.optimization_barrier((shared, rows, number * size + device))
-            found = jax.lax.optimization_barrier(function(shared_, jax.tree.map(lambda x: x[0], rows), index))
-            for each in range(size):
-                theirs = _from_device(found, each, device) if size > 1 else found
-                total = jax.lax.optimization_barrier(jax.tree.map(jnp.add, total, theirs))
-            return total, None
-
-        first = jax.tree.map(lambda x: x[0, 0], batch)
-        shapes = jax.eval_shape(function, shared, first, jnp.int32(0))
+        nothing = _zero(batch)
+        shapes = jax.eval_shape(function, shared, jax.tree.map(lambda x: x[0, 0], batch), device)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(one_round, zeros, (batch, jnp.arange(parts // size)))[0]
+
+        def one_round(number, total):
+            rows = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False)[0], batch)
+            part = number * size + device
+            found = jax.lax.fori_loop(0, 1 + nothing, lambda _, __: function(shared, rows, part), zeros)
+            for each in range(size):
+                total = jax.tree.map(jnp.add, total, _from_device(found, each, device) if size > 1 else found)
+            return total
+
+        return jax.lax.fori_loop(0, parts // size + nothing, one_round, zeros)
 
     def summed(shared, batch):
         cut = jax.tree.map(lambda x: x.reshape(parts // size, size, x.shape[0] // parts, *x.shape[1:]), batch)
@@ -82,3 +82,9 @@ def in_order(function: Callable, parts: int, layout: Layout) -> Callable:
 def _from_device(tree: Any, sender: int, device: jax.Array) -> Any:
     """What device number `sender` holds, on every device: its values plus zeros, which changes none of them."""
     return jax.lax.psum(jax.tree.map(lambda x: jnp.where(device == sender, x, jnp.zeros_like(x)), tree), DATA_AXIS)
+
+
+def _zero(batch: Any) -> jax.Array:
+    """int32 0, which no compiler can tell: no token is the smallest integer."""
+    token = next(leaf for leaf in jax.tree.leaves(batch) if leaf.dtype == jnp.int32).reshape(-1)[0]
+    return (token == jnp.iinfo(jnp.int32).min).astype(jnp.int32)

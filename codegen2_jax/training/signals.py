@@ -67,7 +67,7 @@ class StopSignal:
         signal.raise_signal(signal.SIGTERM)
 
     def __enter__(self) -> "StopSignal":
-        self._together = jax.process_count() > 1
+        self._together = jax.distributed.is_initialized() and jax.process_count() > 1
         if self._together and threading.current_thread() is threading.main_thread():
             self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
         elif threading.current_thread() is threading.main_thread():

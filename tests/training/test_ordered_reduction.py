@@ -1,4 +1,4 @@
-"""One hash of all weights and moments on 1, 2, 4 and 8 devices, and the gradients of the plain step."""
+"""One hash of all weights and moments on 1, 2, 4 and 8 devices."""
 
 import functools
 import hashlib
@@ -40,8 +40,8 @@ def make_batch(seed, length=11):
     }
 
 
-def train(name, devices, *, parts=PARTS, steps=3):
-    """(losses as hexadecimal, SHA-256 over the state, weights) after a few steps."""
+def train(name, devices, *, steps=2):
+    """(losses as hexadecimal, SHA-256 over the state) after a few steps."""
     layout = partitioning.make_layout(devices=jax.devices()[:devices])
     learner = Learner(model=MODELS[name])
     everything = ((".*", "train"),)
@@ -58,28 +58,21 @@ def train(name, devices, *, parts=PARTS, steps=3):
         )
 
     shardings = state_shardings(layout, jax.eval_shape(new_state), learner.param_axes())
-    in_parts = functools.partial(ordered_reduction.in_order, parts=parts, layout=layout) if parts else None
-    step = make_train_step(learner, optimizer, seed=0, dropout=parts > 0, in_parts=in_parts)
+    in_parts = functools.partial(ordered_reduction.in_order, parts=PARTS, layout=layout)
+    step = make_train_step(learner, optimizer, seed=0, dropout=True, in_parts=in_parts)
     step = jax.jit(step, out_shardings=(shardings, partitioning.replicated(layout)))
     state, losses = partitioning.init_sharded(new_state, shardings)(), []
     for number in range(steps):
         state, metrics = step(state, partitioning.put_batch(layout, make_batch(number)))
         losses.append(float(metrics["loss"]).hex())
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    return losses, hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest(), state.trainable
+    return losses, hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_one_hash_on_any_number_of_devices(name):
-    outcomes = {devices: train(name, devices)[:2] for devices in (1, 2, 4, 8)}
+@pytest.mark.parametrize("name, counts", [("codegen", (1, 2, 4, 8)), ("t5", (1, 8))])
+def test_one_hash_on_any_number_of_devices(name, counts):
+    outcomes = {devices: train(name, devices) for devices in counts}
     assert len(set(map(str, outcomes.values()))) == 1, outcomes
-
-
-def test_without_it_the_sums_depend_on_the_devices_and_agree_to_rounding(monkeypatch):
-    monkeypatch.setitem(SIZES, "dropout_rate", 0.0)
-    (_, one_hash, one), (_, many_hash, many) = (train("t5", devices, parts=0, steps=2) for devices in (1, 8))
-    assert one_hash != many_hash
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, many)
 
 
 def test_parts_that_do_not_fit_are_the_users_error():
