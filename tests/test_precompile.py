@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,8 @@ def test_the_extrapolation_is_the_cost_of_the_unrolled_program():
     whole = build(num_layers=4, unrolled=True)
     program, _ = ahead_of_time.compiled(whole.train_step.lower(whole.state, whole.batch))
     exact = estimates.cost_of(program, hlo.read(program.as_text(), devices=4))
-    guessed = ahead_of_time.step_cost(build, build(num_layers=4).config, lambda line: None)
+    with ThreadPoolExecutor(2) as workers:
+        guessed = ahead_of_time.step_cost(build, build(num_layers=4).config, lambda line: None, workers)()
     assert guessed.flops == pytest.approx(exact.flops, rel=0.02)
     assert guessed.bytes_accessed == pytest.approx(exact.bytes_accessed, rel=0.15)
     assert guessed.seconds == pytest.approx(exact.seconds, rel=0.15)

@@ -9,6 +9,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from codegen2_jax.sharding import estimates, hlo, partitioning, topologies
 from codegen2_jax.sharding.estimates import Cost
 from codegen2_jax.training.description import attention_flops, model_flops
 from codegen2_jax.training.step import Learner, TrainState, merge_params
+
+COMPILERS = 2  # programs compiled at a time: most of a compilation runs on one core, and holds 2 GiB for 7B
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,21 +88,30 @@ def depths(config: Any) -> dict[str, int]:
     return {name: getattr(config, name) for name in names}
 
 
-def step_cost(build: Callable[..., Built], config: Any, say: Callable[[str], None]) -> Cost:
+def step_cost(
+    build: Callable[..., Built], config: Any, say: Callable[[str], None], workers: ThreadPoolExecutor
+) -> Callable[[], Cost]:
     """XLA's figures for one step on one chip, from programs of one and two unrolled layers (sharding/estimates.py).
 
-    build: `built_for` of a job with its devices bound; takes fields of the model's configuration.
+    build: `built_for` of a job with its devices bound; takes fields of the model's configuration. Compiling goes on in
+    the workers; the function that is returned waits for it.
     """
 
-    def cost(**layers: int) -> Cost:
+    def cost(**layers: int) -> Future:
         built = build(unrolled=True, **layers)
-        program, took = compiled(built.train_step.lower(built.state, built.batch))
-        say(f"compiled {' + '.join(f'{count} of {name}' for name, count in layers.items())} in {took:.0f} s")
-        return estimates.cost_of(program, hlo.read(program.as_text(), devices=built.layout.mesh.size))
+        lowered = built.train_step.lower(built.state, built.batch)
+
+        def finish() -> Cost:
+            program, took = compiled(lowered)
+            say(f"compiled {', '.join(f'{name}={count}' for name, count in layers.items())}, unrolled, in {took:.0f} s")
+            return estimates.cost_of(program, hlo.read(program.as_text(), devices=built.layout.mesh.size))
+
+        return workers.submit(finish)
 
     found = depths(config)
     one = dict.fromkeys(found, 1)
-    return estimates.extrapolated(cost(**one), {name: cost(**{**one, name: 2}) for name in found}, found)
+    once, twice = cost(**one), {name: cost(**{**one, name: 2}) for name in found}
+    return lambda: estimates.extrapolated(once.result(), {name: two.result() for name, two in twice.items()}, found)
 
 
 def examine(
@@ -111,13 +123,15 @@ def examine(
     """
     built, chip = build(), topology.chip
     chips = built.layout.mesh.size
-    lowered = built.train_step.lower(built.state, built.batch)
-    program, took = compiled(lowered)
-    say(f"compiled the whole step in {took:.0f} s")
+    with ThreadPoolExecutor(COMPILERS) as workers:
+        whole = workers.submit(compiled, built.train_step.lower(built.state, built.batch))
+        finish_cost = step_cost(build, built.config, say, workers)
+        program, took = whole.result()
+        memory = estimates.memory(program)
+        say(f"compiled the whole step in {took:.0f} s: {memory['total'] / 2**30:.2f} GiB a chip")
+        cost = finish_cost()
     read = hlo.read(program.as_text(), devices=chips)
-    memory = estimates.memory(program)
     needed = built.model_flops() / chips
-    cost = step_cost(build, built.config, say)
     rows = estimates.collectives(read)
     compiled_flops = read.flops()
     times = estimates.seconds(cost, compiled_flops, rows, chip, needed)
