@@ -28,14 +28,14 @@ def outcome(directory: Path):
 
 def test_two_processes_give_the_losses_and_scores_of_one(tmp_path, environment):
     child = start(environment, tmp_path / "one", 4, "--distributed=off")
-    _, error = child.communicate(timeout=400)
+    _, error = child.communicate(timeout=900)
     assert child.returncode == 0, error
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"--coordinator_address=127.0.0.1:{free.getsockname()[1]}"
     flags = [address, "--num_processes=2"]
     children = [start(environment, tmp_path / "two", 2, *flags, f"--process_id={index}") for index in range(2)]
-    ends = [child.communicate(timeout=400) for child in children]
+    ends = [child.communicate(timeout=900) for child in children]
     assert [child.returncode for child in children] == [0, 0], ends
     assert "tiny_copy" in ends[0][0] and "tiny_copy" not in ends[1][0], "process 0 speaks for both"
     (one, scores), (two, found) = outcome(tmp_path / "one"), outcome(tmp_path / "two")

@@ -31,7 +31,7 @@ def start(environment, processes, devices, *jobs):
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         children.append(subprocess.Popen(line, env=environment, **options))
     try:
-        ends = [child.communicate(timeout=300) for child in children]
+        ends = [child.communicate(timeout=900) for child in children]
     finally:
         for child in children:
             child.kill()
