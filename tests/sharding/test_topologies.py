@@ -6,7 +6,7 @@ import os
 import pytest
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.sharding import topologies
+from codegen2_jax.sharding import partitioning, topologies
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu (pip install '.[precompile]')"
@@ -69,5 +69,8 @@ def test_a_device_is_a_chip(name, monkeypatch):
     topology = topologies.parse(name)
     assert len(topologies.devices(topology)) == topology.num_chips
     assert len(topologies.devices(topology, 1)) == 1
+    if topology.num_chips > 1:  # sizes that are no products of the torus's sides
+        mesh = partitioning.make_mesh({"data": -1, "model": 2}, topologies.devices(topology))
+        assert mesh.shape["data"] * 2 == topology.num_chips
     with pytest.raises(UserError, match=f"has {topology.num_chips}"):
         topologies.devices(topology, topology.num_chips + 1)
