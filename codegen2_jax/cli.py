@@ -30,7 +30,14 @@ from gin import config_parser
 from codegen2_jax import bindings, processes
 from codegen2_jax.annotations import nearest
 from codegen2_jax.bindings import Binding, Config, Given, Macro, Reference, Source
-from codegen2_jax.errors import NonFiniteError, NoValidCheckpointError, PreemptedError, StorageError, UserError
+from codegen2_jax.errors import (
+    DoesNotFitError,
+    NonFiniteError,
+    NoValidCheckpointError,
+    PreemptedError,
+    StorageError,
+    UserError,
+)
 
 INTERRUPTED = 130  # what shells report for SIGINT: 128 + 2
 PACKAGED = Path(__file__).resolve().parent.parent / "gin_configs"
@@ -44,6 +51,9 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_plugins")
+# PCI ids of TPU v2/v3, v4, v5p, v5e, v6e and 7x, as jax/_src/hardware_utils.py has them.
+TPU_VENDOR, TPU_DEVICES = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 KEEP_ALLOCATOR = "CODEGEN2_JAX_KEEP_ALLOCATOR"
 FLAGS = {
     "gin_file": (flags.DEFINE_multi_string, [], "A gin file; may be repeated, later files win."),
@@ -113,11 +123,12 @@ class Parser(argparse.ArgumentParser):
 
 def guarded(command: Callable[[], None]) -> int:
     """Runs a command; an error that the user can do something about becomes one line and its exit code."""
+    leave_absent_tpu()
     try:
         command()
         processes.leave(0, together=True)
         return 0
-    except (UserError, NoValidCheckpointError, NonFiniteError, StorageError, PreemptedError) as error:
+    except (UserError, NoValidCheckpointError, NonFiniteError, StorageError, DoesNotFitError, PreemptedError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         processes.leave(error.exit_code, together=isinstance(error, PreemptedError))
         return error.exit_code
@@ -464,6 +475,25 @@ def _on_cpu() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"
-    plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_plugins")
-    return not any(importlib.util.find_spec(name) for name in plugins)
+    return not any(importlib.util.find_spec(name) for name in GPU_PLUGINS) and (not _has_libtpu() or not _has_tpu())
+
+
+def _has_libtpu() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def _has_tpu() -> bool:
+    """Whether a TPU is plugged in; a cloud's network cards are of the same vendor."""
+    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
+        if vendor.read_text().strip() == TPU_VENDOR and (vendor.parent / "device").read_text().strip() in TPU_DEVICES:
+            return True
+    return False
+
+
+def leave_absent_tpu() -> None:
+    """Where libtpu is installed (for `precompile`, say) and no TPU is there, JAX need not try it and complain."""
+    if "jax" in sys.modules or os.environ.get("JAX_PLATFORMS") or not _has_libtpu() or _has_tpu():
+        return
+    if _on_cpu():
+        os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -28,6 +28,12 @@ class StorageError(RuntimeError):
     exit_code = 6
 
 
+class DoesNotFitError(RuntimeError):
+    """A compiled step needs more memory than a chip has; no mistake in what was asked, and nothing was run."""
+
+    exit_code = 8
+
+
 class PreemptedError(RuntimeError):
     """A signal ended the run after its state was saved; the same command continues it."""
 

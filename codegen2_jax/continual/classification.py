@@ -56,7 +56,8 @@ class Classification:
     eval_batch_size: int = 32
     accumulation_steps: int = 1
     limit: int | None = None
-    mesh_shape: tuple[int, int] | None = None
+    mesh: dict[str, int] | None = None
+    axes: dict[str, Any] | None = None
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "eval_batch_size", "accumulation_steps"):
@@ -117,7 +118,7 @@ class Classification:
                     runtime.batches(epoch, step % runtime.steps_per_epoch),
                     first=step,
                     last=(epoch + 1) * runtime.steps_per_epoch,
-                    mesh=runtime.mesh,
+                    layout=runtime.layout,
                     tracker=tracker,
                     progress=progress,
                     clock=clock,

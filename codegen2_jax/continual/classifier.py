@@ -16,7 +16,7 @@ from codegen2_jax.data import converters
 from codegen2_jax.data.understanding import Question
 from codegen2_jax.errors import UserError
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import initialisation
+from codegen2_jax.training import head_loss, initialisation
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.step import TrainState, make_train_step, merge_params, split_params, state_shardings
 
@@ -32,13 +32,21 @@ class Classifier:
     classes: int
     prompt: None = None
 
-    def forward(self, params, prompt_state, batch, *, selection, dropout_key=None):
-        """Logits (B, 1, C) float32, and 0."""
+    def losses(self, params, prompt_state, batch, loss_mask_BT, *, selection, dropout_key=None, z_weight=0.0):
+        """`head_loss.HeadLoss` over the rows, and 0."""
         del prompt_state, selection
+        x_B1D, head = self._last(params, batch, dropout_key)
+        found = head_loss.head_loss(x_B1D, head, batch["targets_BT"], loss_mask_BT, z_weight=z_weight)
+        return found, jnp.zeros((), jnp.float32)
+
+    def logits(self, params, batch) -> jax.Array:
+        """float32[B, C]."""
+        return head_loss.plain_logits(*self._last(params, batch))[:, 0]
+
+    def _last(self, params, batch, dropout_key=None) -> tuple[jax.Array, head_loss.Head]:
         inputs = (batch["inputs_BS"], batch["inputs_mask_BS"])
         x_BD = self.model.last_state(params["model"], *inputs, dropout_key=dropout_key).astype(jnp.float32)
-        logits_BC = jnp.einsum("bd,cd->bc", x_BD, params["head"]["weight"]) + params["head"]["bias"][None]
-        return logits_BC[:, None], jnp.zeros((), jnp.float32)
+        return x_BD[:, None], head_loss.Head(params["head"]["weight"], params["head"]["bias"])
 
     def head(self, key: jax.Array) -> dict[str, jax.Array]:
         """A new head, weights normal with standard deviation d ** -0.5."""
@@ -60,7 +68,8 @@ class Runtime:
     """The compiled functions of a run, its tokens, and the shapes and shardings of its state."""
 
     def __init__(self, config: Any, loaded: initialisation.LoadedModel, splits: dict[str, list[Question]]):
-        self.config, self.loaded, self.mesh = config, loaded, partitioning.make_mesh(config.mesh_shape)
+        self.config, self.loaded = config, loaded
+        self.layout = partitioning.make_layout(config.mesh, config.axes)
         most = int(min(config.max_tokens, getattr(loaded.model.config, "max_positions", math.inf)))
         self.tokens = {name: [token_ids(loaded, one.text, most) for one in split] for name, split in splits.items()}
         self.labels = {name: [one.label for one in split] for name, split in splits.items()}
@@ -85,7 +94,7 @@ class Runtime:
             )  # fmt: skip
 
         abstract = jax.eval_shape(new_state, loaded.model.param_shapes)
-        self.shardings = state_shardings(self.mesh, abstract, learner.param_axes())
+        self.shardings = state_shardings(self.layout, abstract, learner.param_axes())
         self.shapes = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
             abstract,
@@ -97,8 +106,7 @@ class Runtime:
         self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
 
         def answer(trainable, batch):
-            logits_B1C, _ = learner.forward(merge_params(trainable, {}), {}, batch, selection="pool")
-            return jnp.argmax(logits_B1C[:, 0], axis=-1)
+            return jnp.argmax(learner.logits(merge_params(trainable, {}), batch), axis=-1)
 
         self._answer = jax.jit(answer)
 
@@ -112,7 +120,7 @@ class Runtime:
         if restored is not None:
             step, saved, meta = restored
             best = saved.pop("best")
-            skipped = jax.device_put(jnp.zeros((), jnp.int32), partitioning.replicated(self.mesh))
+            skipped = jax.device_put(jnp.zeros((), jnp.int32), partitioning.replicated(self.layout))
             return TrainState(**saved, frozen={}, prompt_state={}, skipped=skipped), best, step, meta
         model_shardings = self.shardings.trainable["model"]
         state = self._new_state(initialisation.place_params(self.loaded, model_shardings, seed=self.config.seed))
@@ -128,11 +136,11 @@ class Runtime:
     def predict(self, trainable: Any, split: str) -> list[int]:
         """The class of every text of a split."""
         # The next multiple of the devices that share a batch.
-        found, size = {}, converters.round_up(self.config.eval_batch_size, self.mesh.shape[partitioning.DATA_AXIS])
+        found, size = {}, converters.round_up(self.config.eval_batch_size, self.layout.batch_parts)
         order = sorted(range(len(self.tokens[split])), key=lambda i: -len(self.tokens[split][i]))
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            batch = partitioning.put_batch(self.mesh, self._batch(split, chosen, size))
+            batch = partitioning.put_batch(self.layout, self._batch(split, chosen, size))
             found |= dict(zip(chosen, np.asarray(self._answer(trainable, batch)).tolist(), strict=False))
         return [found[i] for i in range(len(order))]
 

@@ -118,12 +118,16 @@ def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[
 class Setup:
     """The runtime of `continual.stream.ContinualLearning`: everything that does not change from step to step."""
 
-    def __init__(self, config: Any, directory: Path, *, with_data: bool = True):
-        """with_data: False opens no caches and assumes one task and one shape, enough to lower a step."""
-        self.config = config
-        self.loaded = config.source.load()
+    def __init__(self, config: Any, directory: Path, *, with_data: bool = True, devices: Any = None, **changes: Any):
+        """with_data: False opens no caches and assumes one task and one shape, enough to lower a step.
+
+        devices: those of a topology, to lower for them: no weight is read, and fields of the model's configuration may
+        be changed.
+        """
+        self.config, self._is_abstract = config, devices is not None
+        self.loaded = config.source.without_weights(**changes) if self._is_abstract else config.source.load()
         self.vocabulary = self.loaded.vocabulary
-        self.layout = partitioning.make_layout(config.mesh, config.axes)
+        self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
         whole = config.ordered_reduction > 0
         self.model = attention_choice.resolved(self.loaded.model, self.layout, length=CHECKED_LENGTH, cut=not whole)
         if not whole:
@@ -165,9 +169,13 @@ class Setup:
 
     def _place(self, directory: Path) -> None:
         model_axes = self.model.param_axes()
+        self.queries = None
+        if self._is_abstract:
+            self._pretrained = self.model.param_shapes
+            self._shape_state()
+            return
         shardings = partitioning.shardings(self.layout, model_axes, self.model.param_shapes)
         self._pretrained = initialisation.place_params(self.loaded, shardings, seed=self.config.seed)
-        self.queries = None
         if self.needs_query:
             self.queries = QueryStore(
                 directory / "queries",
@@ -177,6 +185,9 @@ class Setup:
                 self.layout,
                 pooling=self.config.query_pooling,
             )
+        self._shape_state()
+
+    def _shape_state(self) -> None:
         abstract = jax.eval_shape(self._new_state, self._pretrained)
         self.state_shardings = state_shardings(self.layout, abstract, self.learner.param_axes())
         self.state_shapes = jax.tree.map(

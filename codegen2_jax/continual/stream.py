@@ -5,6 +5,7 @@ optimizer, and how the stream is walked (`walk`); gin_configs/ names the combina
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from codegen2_jax.continual.setup import Setup, is_cached, open_tasks
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory
+from codegen2_jax.training.ahead_of_time import Built, placed
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.head_loss import check_blocks
 from codegen2_jax.training.initialisation import ModelSource
@@ -161,6 +163,23 @@ class ContinualLearning:
                 for name in ("inputs", "targets"):
                     print(f"--- {task.name}, example {number}, {name}, {len(record[name])} tokens")
                     print(loaded.vocabulary.decode(record[name]))
+
+    def built_for(self, devices: Sequence[Any], *, lengths: tuple[int, int] | None = None, **changes: Any) -> Built:
+        """The step that `run` would run, for these devices, on a batch of sources and targets of these lengths.
+
+        changes: fields of the model's configuration.
+        """
+        setup = Setup(self, Path(self.model_dir), with_data=False, devices=devices, **changes)
+        setup.shapes = [lengths or setup.shapes[-1]]
+        return Built(
+            train_step=setup.train_step,
+            state=setup.state_shapes,
+            batch=placed(setup.abstract_batch(), setup.layout),
+            layout=setup.layout,
+            learner=setup.learner,
+            prompt_tokens=self.prompt.num_tokens if self.prompt is not None else 0,
+            accumulation_steps=self.accumulation_steps,
+        )
 
     def dry_run(self) -> None:
         """Builds everything, lowers one step, prints what it would take; trains nothing."""

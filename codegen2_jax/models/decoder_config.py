@@ -26,6 +26,8 @@ class DecoderConfig:
       dtype: of the computation; parameters are always float32. remat: what a block keeps for its backward pass, one
         of layers.REMATS. attention: how it is computed, one of attention_kernels.IMPLEMENTATIONS; "auto" that
         nothing has resolved (attention_kernels.choose) is "xla".
+      unrolled: the blocks one after another and not by a scan; the same numbers, for looking at a program (a compiler's
+        estimate counts the body of a loop once).
     """
 
     vocab_size: int
@@ -46,6 +48,7 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: Remat = "none"
     attention: Implementation = "xla"
+    unrolled: bool = False
 
     def __post_init__(self):
         name = type(self).__name__

@@ -34,11 +34,12 @@ class Blocks(nn.Module):
 
     def setup(self):
         scanned = nn.scan(
-            rematerialised(self.config.layer(), self.config.remat),
+            rematerialised(self.config.layer(), self.config.remat, unrolled=self.config.unrolled),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.config.num_layers,
+            unroll=self.config.num_layers if self.config.unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(self.config)

@@ -182,12 +182,12 @@ def _widen_backward(residuals, gradient_BSF):
 widen.defvjp(_widen_forward, _widen_backward)
 
 
-def rematerialised(layer: type[nn.Module], remat: str) -> type[nn.Module]:
+def rematerialised(layer: type[nn.Module], remat: str, *, unrolled: bool = False) -> type[nn.Module]:
     """The layer, for a scan, keeping for its backward pass what `remat`, one of REMATS, says."""
     if remat == "none":
         return layer
-    # Inside a scan XLA cannot undo the recomputation, so nothing need prevent it.
-    return nn.remat(layer, prevent_cse=False, policy=REMATS[remat])
+    # Inside a scan XLA cannot undo the recomputation, so nothing need prevent it; an unrolled one it would.
+    return nn.remat(layer, prevent_cse=unrolled, policy=REMATS[remat])
 
 
 class Weight(nn.LogicallyPartitioned):

@@ -61,6 +61,7 @@ class T5Config:
     dtype: str = "float32"
     remat: Remat = "none"  # what a layer keeps for its backward pass, one of layers.REMATS
     attention: Implementation = "xla"  # the kernels have no relative bias: "auto" is "xla", and the others are errors
+    unrolled: bool = False  # layers one after another and not by a scan, as in DecoderConfig
 
     def __post_init__(self):
         for name in SIZES:
@@ -185,11 +186,12 @@ class Stack(nn.Module):
 
     def setup(self):
         scanned = nn.scan(
-            rematerialised(self.layer, self.config.remat),
+            rematerialised(self.layer, self.config.remat, unrolled=self.config.unrolled),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0,) + (nn.broadcast,) * (2 if self.layer is EncoderLayer else 3),
             length=self.num_layers,
+            unroll=self.num_layers if self.config.unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(self.config)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from codegen2_jax.errors import UserError
@@ -81,7 +82,12 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
             f"mesh {given} does not cover {len(devices)} devices; the sizes must multiply to that number (-1 for one "
             "of them takes what is left)."
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    try:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # sizes that are no products of a torus's sides: two axes share a side
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def first_devices(count: int) -> list[jax.Device]:

@@ -44,6 +44,22 @@ def model_flops(params_shapes: Any, batch: dict, *, prompt_tokens: int, backbone
     return forward * (3 if backbone_trains else 2)
 
 
+def attention_flops(config: Any, batch: dict, *, prompt_tokens: int, backbone_trains: bool) -> float:
+    """FLOPs of one step in attention's two products (queries with keys, weights with values), which have no weights.
+
+    4 FLOPs for each channel of each pair of a query and a key forward, twice that backward. Of a causal attention the
+    visible half counts, and of a pair's source and target all that a decoder sees.
+    """
+    rows, target = batch["targets_BT"].shape
+    source = batch["inputs_BS"].shape[1] + prompt_tokens if "inputs_BS" in batch else 0
+    width = config.num_heads * config.head_dim
+    if hasattr(config, "num_layers"):
+        pairs = config.num_layers * (source + target) ** 2 / 2
+    else:
+        pairs = config.num_encoder_layers * source**2 + config.num_decoder_layers * (target**2 / 2 + source * target)
+    return 4.0 * rows * width * pairs * (3 if backbone_trains else 2.0)
+
+
 def describe_step(
     train_step: Any,
     layout: Layout,

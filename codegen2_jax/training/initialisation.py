@@ -117,16 +117,29 @@ class ModelSource:
                     "leave the configuration out, or set INIT_FROM='random'."
                 )
 
-    def without_weights(self) -> LoadedModel:
-        """The model alone, for a dry run: no weight is read, and no vocabulary, which may not be on this machine."""
+    def without_weights(self, **changes: Any) -> LoadedModel:
+        """The model alone, for a dry run: no weight is read, and no vocabulary, which may not be on this machine.
+
+        changes: fields of the configuration that shall be others, such as num_layers.
+        """
         if self.init_from == "random":
             config = self.config
         else:
-            directory = huggingface.resolve_directory(self.init_from)
-            config = huggingface.open_model(directory, mp_num=self.mp_num).config
-            self._check_architecture(config, directory)
-        model = model_of(self._configured(config))
+            config = self._stored_config()
+        model = model_of(dataclasses.replace(self._configured(config), **changes))
         return LoadedModel(model=model, weights=None, vocabulary=None, vocabulary_directory="", digest="", start=None)
+
+    def _stored_config(self) -> Config:
+        """That of the weights; where they are not on this machine, the one that is given."""
+        try:
+            directory = huggingface.resolve_directory(self.init_from)
+        except UserError:
+            if self.config is None:
+                raise
+            return self.config
+        config = huggingface.open_model(directory, mp_num=self.mp_num).config
+        self._check_architecture(config, directory)
+        return config
 
     def load(self) -> LoadedModel:
         """Reads all but the values of the weights, which stay in their files until they are placed."""

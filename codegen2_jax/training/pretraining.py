@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
 from codegen2_jax.training import attention_choice, initialisation, ordered_reduction, run_directory
+from codegen2_jax.training.ahead_of_time import Built, placed
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.head_loss import check_blocks
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
@@ -173,6 +175,18 @@ class Pretraining:
         huggingface.save(target, config, params, dtype=self.export_dtype, vocabulary=vocabulary)
         (target / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
 
+    def built_for(self, devices: Sequence[jax.Device], **changes: Any) -> Built:
+        """The step that `run` would run, for these devices; changes: fields of the model's configuration."""
+        runtime = _Runtime(self, self.source.without_weights(**changes), devices)
+        return Built(
+            train_step=runtime.train_step,
+            state=runtime.state_shapes,
+            batch=placed(self.data.abstract_batch(self.batch_size), runtime.layout),
+            layout=runtime.layout,
+            learner=runtime.learner,
+            accumulation_steps=self.accumulation_steps,
+        )
+
     def dry_run(self) -> None:
         """Builds everything, lowers one step, prints what it would take."""
         from codegen2_jax.training.description import describe_step
@@ -201,9 +215,12 @@ def flattened(meta: dict) -> dict[str, float]:
 class _Runtime:
     """The compiled functions of a pretraining run, and the shapes and shardings of its state."""
 
-    def __init__(self, config: Pretraining, loaded: initialisation.LoadedModel):
+    def __init__(
+        self, config: Pretraining, loaded: initialisation.LoadedModel, devices: Sequence[jax.Device] | None = None
+    ):
+        """devices: default all that there are; those of a topology are good for lowering alone."""
         self.config, self.loaded = config, loaded
-        self.layout = partitioning.make_layout(config.mesh, config.axes)
+        self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
         whole, in_parts = config.ordered_reduction > 0, None
         model = attention_choice.resolved(self.loaded.model, self.layout, length=config.data.longest, cut=not whole)
         if whole:

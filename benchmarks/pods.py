@@ -1,0 +1,129 @@
+"""CodeGen2 on TPU pods, by compilation: what fits, how fast the compiler thinks it is, where tensor parallelism pays.
+
+  python benchmarks/pods.py                              # every row that is missing; hours, so stop it when you like
+  python benchmarks/pods.py --models 7b --topologies v5p:4x4x4
+  python benchmarks/pods.py --list
+
+A row is a size of the model, a slice and a mesh, at 2,048 tokens with AdamW. Each runs `python -m
+codegen2_jax.precompile` in a process of its own, with fewer rows a chip until it fits, and is written to
+results/pods.json at once; started again, the program goes on. results/pods.md is the table of all rows.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MODELS = {"1b": "CodeGen2-1B", "3_7b": "CodeGen2-3.7B", "7b": "CodeGen2-7B", "16b": "CodeGen2-16B"}
+TOPOLOGIES = (
+    *("v4:2x2x4", "v4:4x4x4", "v4:4x4x8", "v4:8x8x8"),
+    *("v5e:4x4", "v5e:8x8", "v5e:16x16"),
+    *("v5p:2x2x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:8x8x8"),
+    *("v6e:4x4", "v6e:8x8", "v6e:16x16"),
+)
+TENSOR = (1, 4)  # sizes of the mesh's "model" axis; "fsdp" takes the rest
+ROWS = (8, 4, 2, 1)  # rows of 2,048 tokens for each part of the batch, tried from the left
+# These first: a run that is stopped has the rows that matter most.
+FIRST = (("7b", "v5p:4x4x4", 1), ("16b", "v4:4x4x8", 1), ("16b", "v5p:4x4x8", 1))
+MISFIT = 8  # exit code of precompile
+
+
+def rows_of(models, topologies, tensor):
+    """(model, topology, tensor) in the order in which they run."""
+    found = list(itertools.product(models, topologies, tensor))
+    return [row for row in FIRST if row in found] + [row for row in found if row not in FIRST]
+
+
+def measure(model: str, topology: str, tensor: int, limit: float) -> dict:
+    """The record of the largest batch that fits, or what the compiler said of the smallest; see ROWS."""
+    chips = _chips(topology)
+    began, found = time.time(), {}
+    for rows in ROWS:
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place) / "record.json"
+            line = [sys.executable, "-m", "codegen2_jax.precompile", f"--topology={topology}", f"--out={out}"]
+            line += [f"--gin_file=pretraining/codegen2_{model}.gin", f"--gin.BATCH_SIZE={rows * chips // tensor}"]
+            line += [f"--gin.MESH={{'data': 1, 'fsdp': -1, 'model': {tensor}}}"]
+            done = subprocess.run(line, stdout=subprocess.DEVNULL, timeout=limit)
+            found = json.loads(out.read_text()) if out.exists() else {"error": done.returncode}
+        if done.returncode != MISFIT:
+            break
+    return {"rows_a_part": rows, "wall_seconds": round(time.time() - began), **found}
+
+
+def _chips(topology: str) -> int:
+    total = 1
+    for side in topology.partition(":")[2].split("x"):
+        total *= int(side)
+    return total
+
+
+def table(results: dict, rows: list) -> str:
+    """Markdown; what was not compiled yet says so."""
+    lines = [
+        "# CodeGen2 on TPU pods, by compilation",
+        "",
+        "Written by `python benchmarks/pods.py`; docs/precompile.md says what the columns hold.",
+        "Rows of 2,048 tokens, AdamW in float32, computed in bfloat16, full rematerialisation. No chip was involved.",
+        "",
+        "| model | slice | chips | fsdp x model | batch | GiB of a chip | bound by | step | waiting | tokens/s |"
+        " utilisation | if all overlaps | compiled in |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, topology, tensor in rows:
+        found = results.get(f"{model} {topology} {tensor}")
+        chips = _chips(topology)
+        start = f"| {MODELS[model]} | {topology} | {chips} | {chips // tensor} x {tensor} |"
+        if found is None:
+            lines.append(f"{start} not yet run | | | | | | | | |")
+        elif not found.get("fits"):
+            used = found.get("memory", {}).get("total", 0) / 2**30
+            what = f"does not fit ({used:.1f} GiB)" if used else found.get("compiler", f"failed: {found.get('error')}")
+            lines.append(f"{start} {what} | | | | | | | | |")
+        else:
+            seconds, memory = found["seconds"], found["memory"]
+            used = f"{memory['total'] / 2**30:.1f} of {memory['chip'] / 2**30:.0f}"
+            lines.append(
+                f"{start} {found['rows']} | {used} | {seconds['bound']} | {seconds['step']:.2f} s |"
+                f" {seconds['collectives_waited_for']:.2f} s | {found['tokens_per_second']:,.0f} |"
+                f" {seconds['utilisation']:.1%} | {seconds['utilisation_if_all_overlaps']:.1%} |"
+                f" {found['wall_seconds']} s |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
+    parser.add_argument("--tensor", nargs="+", type=int, default=list(TENSOR))
+    parser.add_argument("--limit_s", type=float, default=3600, help="for one compilation of a row")
+    parser.add_argument("--list", action="store_true", help="write the table of what is there and stop")
+    given = parser.parse_args()
+    path = RESULTS / "pods.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"machine": platform.platform(), "rows": {}}
+    everything = rows_of(MODELS, TOPOLOGIES, TENSOR)
+    rows = [] if given.list else rows_of(given.models, given.topologies, given.tensor)
+    missing = [row for row in rows if "{} {} {}".format(*row) not in stored["rows"]]
+    for number, row in enumerate(missing, start=1):
+        name = "{} {} {}".format(*row)
+        print(f"{number} of {len(missing)}: {name}", file=sys.stderr, flush=True)
+        try:
+            stored["rows"][name] = measure(*row, given.limit_s)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: longer than {given.limit_s:.0f} s", file=sys.stderr)
+            continue
+        path.write_text(json.dumps(stored, indent=1) + "\n")
+        (RESULTS / "pods.md").write_text(table(stored["rows"], everything))
+    (RESULTS / "pods.md").write_text(table(stored["rows"], everything))
+    print(table(stored["rows"], everything))
+
+
+if __name__ == "__main__":
+    main()

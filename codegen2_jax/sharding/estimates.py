@@ -1,0 +1,119 @@
+"""What a compiled program costs on one chip: memory, work, words between chips, and the seconds that follow.
+
+XLA's estimate (`cost_analysis()["optimal_seconds"]`) covers arithmetic and the chip's own memory. It leaves out the
+time that a collective spends between chips: a gather of 1 GiB over 64 chips of a v5p adds what reading and writing it
+takes, and no more. It counts the body of a loop once, and takes a second off for every `ConcatBitcast`, a view of
+several buffers as one that costs nothing and has no estimate. So here
+
+* costs are taken of programs without the loop over layers, of one and of two of them, and extrapolated:
+  value(1) + (L - 1) (value(2) - value(1)), for each kind of layer; other loops scale them by their matrix products;
+* the time of collectives is added: the bytes that a chip sends over all its links. Those that the chip waits for add to
+  the step; the others may hide behind it.
+"""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from codegen2_jax.sharding import hlo
+from codegen2_jax.sharding.topologies import Chip
+
+UNMODELLED = "ConcatBitcast"  # its estimate is -1 s: a program with six of them is six seconds too fast
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run of a program on one chip: flops and bytes by XLA's count, seconds by its estimate (None: none)."""
+
+    flops: float
+    bytes_accessed: float
+    seconds: float | None
+
+    def plus(self, other: "Cost", times: float) -> "Cost":
+        """This and `times` the other."""
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + times * other.seconds
+        return Cost(self.flops + times * other.flops, self.bytes_accessed + times * other.bytes_accessed, seconds)
+
+
+def cost_of(compiled: Any, program: hlo.Program) -> Cost:
+    """XLA's own figures, scaled where the program has loops by what their bodies add to its matrix products."""
+    found = compiled.cost_analysis()
+    found = found[0] if isinstance(found, list) else found
+    once, all_runs = program.flops(once=True), program.flops()
+    scale = all_runs / once if once else 1.0
+    seconds = found.get("optimal_seconds", -1.0) + program.count_calls(UNMODELLED)
+    seconds = seconds * scale if seconds > 0 else None
+    return Cost(found.get("flops", 0.0) * scale, found.get("bytes accessed", 0.0) * scale, seconds)
+
+
+def extrapolated(one_of_each: Cost, with_two: Mapping[str, Cost], depths: Mapping[str, int]) -> Cost:
+    """The cost at full depth. with_two: by kind of layer, the cost with two of that kind; depths: how many."""
+    total = one_of_each
+    for kind, depth in depths.items():
+        layer = with_two[kind].plus(one_of_each, -1.0)
+        total = total.plus(layer, depth - 1)
+    return total
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes on one chip. alias: the part of the output that lies in the place of an argument; total counts it once."""
+    found = compiled.memory_analysis()
+    parts = {
+        "arguments": found.argument_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "output": found.output_size_in_bytes,
+        "alias": found.alias_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+    }
+    total = parts["arguments"] + parts["temporaries"] + parts["output"] - parts["alias"] + parts["code"]
+    return {**parts, "total": total}
+
+
+def collectives(program: hlo.Program) -> list[dict[str, Any]]:
+    """A row for each kind, group size and overlap: count, bytes of the whole arrays, bytes that a chip sends."""
+    rows: dict[tuple, dict] = defaultdict(lambda: {"count": 0, "payload_bytes": 0.0, "sent_bytes": 0.0})
+    for one in program.collectives():
+        row = rows[one.kind, one.group, one.overlaps]
+        row["count"] += int(one.count)
+        row["payload_bytes"] += one.payload * one.count
+        row["sent_bytes"] += one.sent
+    keys = ("kind", "group", "overlaps")
+    found = [dict(zip(keys, key, strict=True)) | row for key, row in rows.items()]
+    return sorted(found, key=lambda row: -row["sent_bytes"])
+
+
+def seconds(
+    cost: Cost, compiled_flops: float, rows: list[dict[str, Any]], chip: Chip, model_flops: float
+) -> dict[str, Any]:
+    """The times of a step, its bound, and the model-FLOPs utilisation that they allow.
+
+    compiled_flops: of all matrix products on one chip, every loop counted in full. model_flops: what the model needs,
+    on one chip. Utilisation is the share of the chip's bfloat16 peak: `utilisation` with the waiting that stands in the
+    program, `utilisation_if_all_overlaps` where the slower of both alone counts.
+    """
+    sent = sum(row["sent_bytes"] for row in rows)
+    waiting = sum(row["sent_bytes"] for row in rows if not row["overlaps"])
+    floors = {
+        "compute": compiled_flops / chip.peak_flops,
+        "memory": cost.bytes_accessed / chip.hbm_bandwidth,
+        "interconnect": sent / chip.ici_bandwidth,
+    }
+    # Without an estimate of XLA's, what cannot be undercut: said by `xla` being None.
+    busy = max(floors["compute"], floors["memory"]) if cost.seconds is None else max(cost.seconds, floors["compute"])
+    step = max(busy + waiting / chip.ici_bandwidth, floors["interconnect"])
+    best = max(busy, floors["interconnect"])
+    return {
+        "xla": cost.seconds,
+        "floors": floors,
+        "bound": max(floors, key=floors.get),
+        "collectives_waited_for": waiting / chip.ici_bandwidth,
+        "step": step,
+        "utilisation": _share(model_flops, step, chip),
+        "utilisation_if_all_overlaps": _share(model_flops, best, chip),
+    }
+
+
+def _share(flops: float, over: float, chip: Chip) -> float:
+    return flops / (chip.peak_flops * over) if over > 0 else math.nan

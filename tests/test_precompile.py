@@ -1,0 +1,211 @@
+"""A job's step, compiled for slices that are not here: on every topology that scripts and presets name."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from codegen2_jax import cli, precompile
+from codegen2_jax.errors import DoesNotFitError
+from codegen2_jax.sharding import estimates, hlo, topologies
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu (pip install '.[precompile]')"
+)
+ROOT = Path(__file__).resolve().parent.parent
+# A CodeGen2 so small that a step compiles in seconds; its sequences are as long as a lane is wide.
+SMALL = [
+    "--gin_file=pretraining/codegen2.gin",
+    "--gin_file=models/tiny_codegen.gin",
+    *(f"--gin.{name}={value}" for name, value in {"NUM_STEPS": 10, "LEARNING_RATE": 0.1, "WARMUP_STEPS": 1}.items()),
+    "--gin.SEQUENCE_LENGTH=129",
+    "--gin.codegen.CodeGenConfig.vocab_size=512",
+    "--gin.codegen.CodeGenConfig.d_model=64",
+    "--gin.initialisation.ModelSource.dtype='bfloat16'",
+    "--gin.initialisation.ModelSource.remat='full'",
+]
+
+
+def named_topologies() -> list[str]:
+    """Every slice that a script names ("v5p:4x4x4") or a preset is for (v5p_4x4x4.gin)."""
+    found = {f"{path.stem.replace('_', ':')}" for path in (ROOT / "gin_configs" / "scale").glob("v[0-9]*_*x*.gin")}
+    for path in (ROOT / "tpu_scripts").rglob("*"):
+        if path.is_file():
+            found |= set(re.findall(r"\bv[0-9]\w*:[0-9]+(?:x[0-9]+)+", path.read_text(encoding="utf-8")))
+    return sorted(found)
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch):
+    for variable in topologies.ENVIRONMENT:
+        monkeypatch.setenv(variable, os.environ.get(variable, ""))  # put back behind the test
+    topologies.prepare()
+
+
+def job(*arguments: str):
+    return cli.describe(["precompile", *SMALL, *arguments])[0]
+
+
+def called(*arguments: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of the command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = precompile.main(list(arguments))
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_topologies_are_found():
+    assert {"v5p:4x4x4", "v5p:4x4x8", "v4:4x4x8"} <= set(named_topologies())
+
+
+@pytest.mark.parametrize("name", named_topologies())
+def test_a_small_model_compiles_for(name):
+    """State cut over fsdp, rows over all chips, heads over model: memory is read, and weights are gathered."""
+    topology = topologies.parse(name)
+    mesh = f"{{'data': -1, 'fsdp': {min(8, topology.num_chips // 2)}, 'model': 2}}"
+    small = job(f"--gin.MESH={mesh}", f"--gin.BATCH_SIZE={topology.num_chips}")
+    built = small.built_for(topologies.devices(topology))
+    compiled = built.train_step.lower(built.state, built.batch).compile()
+    memory = estimates.memory(compiled)
+    assert 0 < memory["total"] < topology.chip.hbm_bytes
+    program = hlo.read(compiled.as_text(), devices=topology.num_chips)
+    assert program.unknown_loops == []
+    kinds = {one.kind for one in program.collectives()}
+    assert kinds & {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
+
+
+@functools.cache
+def small_record() -> tuple[int, str, str]:
+    out = Path(os.environ["PYTEST_PRECOMPILE_OUT"])
+    given = (*SMALL, "--gin.MESH={'fsdp': -1}", "--gin.BATCH_SIZE=8", "--topology=v6e:2x2", f"--out={out}")
+    return called(*given, "--decode", "--decode_shape=4,128,64")
+
+
+@pytest.fixture
+def record(tmp_path_factory, monkeypatch):
+    """(exit code, output, record) of one run of the command, made once."""
+    place = tmp_path_factory.getbasetemp() / "precompile.json"
+    monkeypatch.setenv("PYTEST_PRECOMPILE_OUT", str(place))
+    code, out, err = small_record()
+    return code, out + err, json.loads(place.read_text())
+
+
+def test_the_record_holds_what_was_asked(record):
+    code, text, found = record
+    assert code == 0 and found["fits"] and found["advice"] == []
+    assert (found["topology"], found["chips"]) == ("v6e:2x2", 4)
+    assert found["mesh"] == {"data": 1, "fsdp": 4, "model": 1}
+    assert found["rows"] == 8 and found["tokens_per_step"] == 8 * 128
+    memory = found["memory"]
+    parts = memory["arguments"] + memory["temporaries"] + memory["output"] - memory["alias"] + memory["code"]
+    assert memory["total"] == parts < memory["chip"] == found["chip"]["hbm_bytes"]
+    assert memory["alias"] > 0.9 * memory["output"], "the state is donated"
+    state = found["state_bytes_per_chip"]
+    assert state["optimizer"] == pytest.approx(2 * state["parameters"], rel=0.01), "AdamW has two moments"
+    assert memory["arguments"] >= sum(state.values())
+    seconds, flops = found["seconds"], found["flops_per_chip"]
+    assert set(seconds["floors"]) == {"compute", "memory", "interconnect"} and seconds["bound"] in seconds["floors"]
+    assert seconds["step"] >= max(seconds["floors"].values()) and 0 < seconds["utilisation"] < 1
+    assert seconds["utilisation"] <= seconds["utilisation_if_all_overlaps"]
+    assert flops["model"] < flops["compiled"], "rematerialisation computes more than the model needs"
+    assert flops["compiled"] == pytest.approx(flops["xla_extrapolated"], rel=0.25)
+    for one in found["collectives"]:
+        assert set(one) == {"kind", "group", "overlaps", "count", "payload_bytes", "sent_bytes"}
+        assert one["sent_bytes"] > 0
+    for line in ("memory per chip", "FLOPs per chip", "XLA's estimate", "utilisation", "compiled in"):
+        assert line in text
+    assert set(found["versions"]) == {"jax", "jaxlib", "libtpu"}
+
+
+def test_decoding_is_compiled_too(record):
+    decode = record[2]["decode"]
+    assert decode["fits"] and (decode["rows"], decode["prompt_tokens"], decode["new_tokens"]) == (4, 128, 64)
+    # two layers, keys and values, one row a chip, prompt and new positions, 4 heads of 8, two bytes each
+    assert decode["cache_bytes_per_chip"] >= 2 * 2 * (128 + 64) * 32 * 2
+    assert decode["tokens_per_second"] > 0 and decode["step"]["seconds"]["bound"] in ("memory", "interconnect")
+
+
+def test_the_extrapolation_is_the_cost_of_the_unrolled_program():
+    """Four layers, unrolled and compiled whole, cost what one and two say."""
+    from codegen2_jax.training import ahead_of_time
+
+    devices = topologies.devices(topologies.parse("v6e:2x2"))
+    build = functools.partial(job("--gin.MESH={'fsdp': -1}", "--gin.BATCH_SIZE=16").built_for, devices)
+    whole = build(num_layers=4, unrolled=True)
+    program, _ = ahead_of_time.compiled(whole.train_step.lower(whole.state, whole.batch))
+    exact = estimates.cost_of(program, hlo.read(program.as_text(), devices=4))
+    with ThreadPoolExecutor(2) as workers:
+        guessed = ahead_of_time.step_cost(build, build(num_layers=4).config, lambda line: None, workers)()
+    assert guessed.flops == pytest.approx(exact.flops, rel=0.02)
+    assert guessed.bytes_accessed == pytest.approx(exact.bytes_accessed, rel=0.15)
+    assert guessed.seconds == pytest.approx(exact.seconds, rel=0.15)
+
+
+def test_a_step_that_does_not_fit_ends_with_advice(monkeypatch, tmp_path):
+    """The same step on a chip with a hundredth of the memory: exit code 8, one line, and numbers."""
+    small = dataclasses.replace(topologies.CHIPS["v6e"], hbm_bytes=2e5)
+    monkeypatch.setitem(topologies.CHIPS, "v6e", small)
+    out = tmp_path / "found.json"
+    code, _, err = called(*SMALL, "--gin.BATCH_SIZE=16", "--topology=v6e:2x2", f"--out={out}")
+    assert code == DoesNotFitError.exit_code == 8
+    [line] = [line for line in err.splitlines() if line.startswith("error:")]
+    found = json.loads(out.read_text())
+    assert found["fits"] is False and found["memory"]["total"] > 2e5
+    assert all(one in line for one in found["advice"]) and "'fsdp': -1" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v5q:4x4x4"], "did you mean"),
+        (["--topology=v5p:4x4x4", "--devices=65"], "v5p:4x4x4 has 64"),
+        (["--topology=v5p:4x4x4", "--lengths=3,4"], "gin files say"),
+        (["--topology=v5p:4x4x4", "--decode_shape=1,2,3"], "without --decode"),
+        (["--topology=v5p:4x4x4", "--out=/no/such/place/x.json"], "no directory"),
+        (["--topology=v5p:4x4x4", "--gin.BATCH_SIZE=3"], "BATCH_SIZE"),
+        (["--topology=v5p:4x4x4", "--gin.BATCHSIZE=3"], "BATCH_SIZE"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message):
+    code, _, err = called(*SMALL, *arguments)
+    assert code == 2
+    assert message in err and err.strip().count("\n") == 0, err
+
+
+def test_a_stream_of_tasks_is_lowered_without_data_or_weights(tmp_path):
+    """PP-TF on a T5: nothing is read, only the prompts' state has moments."""
+    arguments = ["--gin_file=pp_tf.gin", "--gin_file=models/tiny_t5.gin", f"--model_dir={tmp_path / 'run'}"]
+    stream, _ = cli.describe(["precompile", *arguments])
+    built = stream.built_for(topologies.devices(topologies.parse("v5e:2x2")), lengths=(320, 256))
+    assert built.batch["inputs_BS"].shape == (16, 320) and built.batch["query_BD"].shape == (16, 32)
+    assert "model" not in built.state.trainable
+    built.train_step.lower(built.state, built.batch)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_whose_weights_are_not_here_has_its_shape(monkeypatch):
+    """CodeT5-small, 60.5 million parameters and a pool of prompts."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names = ("pp_tf", "models/codet5_small", "models/codet5_small_shape")
+    stream, _ = cli.describe(["precompile", *(f"--gin_file={name}.gin" for name in names)])
+    built = stream.built_for(topologies.devices(topologies.parse("v5e:2x2")))
+    assert built.learner.model.parameters() == 60_492_288
+    built.train_step.lower(built.state, built.batch)
+
+
+def test_an_absent_tpu_is_not_tried(program_environment):
+    """libtpu without a TPU: an ordinary command says nothing of it, and JAX runs on the CPU."""
+    environment = {name: value for name, value in program_environment.items() if name != "JAX_PLATFORMS"}
+    program = "from codegen2_jax import cli; cli.guarded(lambda: print(__import__('jax').default_backend()))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("cpu", "")
