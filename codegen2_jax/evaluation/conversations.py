@@ -8,7 +8,6 @@ from typing import Any
 from codegen2_jax.data import mtpb
 from codegen2_jax.data.mtpb import Conversation
 from codegen2_jax.decoding import text, truncation
-from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import prompting, records
 from codegen2_jax.evaluation.execution import CodeGeneration, header
 from codegen2_jax.metrics import printed_values
@@ -30,6 +29,7 @@ class MTPB(CodeGeneration):
     truncation: str = "codegen1"
     published_comparison: bool = False
     cpu_seconds: float = 20.0
+    packages: tuple[str, ...] = ("numpy",)  # which the beginning of every program imports
 
     @property
     def name(self) -> str:
@@ -97,15 +97,6 @@ class MTPB(CodeGeneration):
             entry_point="",
             style="output",
         )
-
-    def check(self, verdicts):
-        """Every program begins by importing NumPy, so without it all would fail, whoever wrote them."""
-        super().check(verdicts)
-        if any("No module named 'numpy'" in verdict.detail for verdict in verdicts):
-            raise UserError(
-                "NumPy is not there where programs run, and every program of MTPB imports it; install it for the "
-                "interpreter that the sandbox shows its programs, and score again by --only score."
-            )
 
     def group(self, id):
         """The five cases of a problem ask for one program."""

@@ -41,7 +41,7 @@ class CodeGeneration(abc.ABC):
       seed: with the problem's place in its set and the sample's number it decides a sample.
       batch_size: samples computed at once.
       limit: how many problems, evenly spaced; None for all.
-      cpu_seconds, memory_mib: of a program.
+      cpu_seconds, memory_mib: of a program. packages: of this interpreter that programs may import.
     """
 
     num_samples: int = 1
@@ -57,6 +57,7 @@ class CodeGeneration(abc.ABC):
     limit: int | None = None
     cpu_seconds: float = 3.0
     memory_mib: int = 1024
+    packages: tuple[str, ...] = ()
 
     def __post_init__(self):
         truncation.rule(self.truncation)
@@ -92,10 +93,6 @@ class CodeGeneration(abc.ABC):
 
     def passes(self, problem: Any, verdict: Verdict) -> bool:
         return verdict.outcome == PASSED
-
-    def check(self, verdicts: Sequence[Verdict]) -> None:
-        """UserError where the verdicts say nothing about the model."""
-        judging.check(verdicts)
 
     def further(self, problems: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Other figures of the records of one temperature, 0 to 100."""
@@ -144,8 +141,10 @@ class CodeGeneration(abc.ABC):
             rows = _complete(records.read(path), problems, path)
             programs = [self.program(problems[row["task_id"]], row) for row in rows]
             limits = Limits(cpu_seconds=self.cpu_seconds, memory_mib=self.memory_mib)
-            verdicts = judging.judge(programs, limits, call, f"{self.name}, temperature {temperature:g}")
-            self.check(verdicts)
+            verdicts = judging.judge(
+                programs, limits, call, f"{self.name}, temperature {temperature:g}", self.packages
+            )
+            judging.check(verdicts)
             runs[f"{temperature:g}"], passed = self._figures(problems, rows, verdicts, path)
             for id, of_one in passed.items():
                 lines[id][f"temperature {temperature:g}"] = of_one

@@ -11,7 +11,9 @@ from codegen2_jax.sandbox.programs import Limits, Program, Verdict
 from codegen2_jax.sandbox.runner import Sandbox
 
 
-def judge(programs: Sequence[Program], limits: Limits, call: Call, title: str) -> list[Verdict]:
+def judge(
+    programs: Sequence[Program], limits: Limits, call: Call, title: str, packages: Sequence[str] = ()
+) -> list[Verdict]:
     """One verdict for each program, in their order.
 
     Nothing of a program counts but its own content, so a sample that was drawn again has the verdict of the first.
@@ -20,9 +22,9 @@ def judge(programs: Sequence[Program], limits: Limits, call: Call, title: str) -
     first = {key: number for number, key in reversed(list(enumerate(keys)))}
     distinct = [programs[number] for number in sorted(first.values())]
     found: dict[Any, Verdict] = {}
-    unsafe = call.allow_unsafe_execution
+    options = {"allow_unsafe_execution": call.allow_unsafe_execution, "packages": packages}
     with (
-        Sandbox(workers=call.workers, limits=limits, allow_unsafe_execution=unsafe) as sandbox,
+        Sandbox(workers=call.workers, limits=limits, **options) as sandbox,
         call.tracker.progress(f"{title}, running programs", len(distinct)) as progress,
     ):
         for number, verdict in enumerate(sandbox.judge(distinct), start=1):

@@ -40,6 +40,7 @@ def _run(argv: list[str]) -> None:
     add("--out", metavar="FILE", help="verdicts, one JSON object per line (default: FILE.verdicts.jsonl)")
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="programs at a time (default: one per core)")
     add("--language", choices=LANGUAGES, default="python", help="of lines without one (default: python)")
+    add("--packages", default="", metavar="NAMES", help="of this interpreter that programs may import, such as numpy")
     for field in fields(Limits):
         default = "" if field.default is None else f" (default: {field.default})"
         kind = int if field.type is int else float

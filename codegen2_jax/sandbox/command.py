@@ -13,12 +13,12 @@ from codegen2_jax.sandbox import isolation, languages, self_test
 from codegen2_jax.sandbox.programs import OUTCOMES, Limits, Program, Verdict
 from codegen2_jax.sandbox.runner import Sandbox
 
-OPTIONS = ("workers", "language", "allow_unsafe_execution")
+OPTIONS = ("workers", "language", "packages", "allow_unsafe_execution")
 _PROGRESS_SECONDS = 5
 
 
 def run(
-    file: str | None, out: str | None, *, limits: Limits, workers: int, language: str,
+    file: str | None, out: str | None, *, limits: Limits, workers: int, language: str, packages: str,
     allow_unsafe_execution: bool, test: bool,
 ) -> None:  # fmt: skip
     """Judges a file, or tests the isolation. UserError for what cannot be read, written or run."""
@@ -35,7 +35,8 @@ def run(
     target = Path(out) if out else Path(file).with_suffix(".verdicts.jsonl")
     if target.resolve() == Path(file).resolve():
         raise UserError(f"--out {out} is the file with the programs; choose another.")
-    with Sandbox(workers, limits, allow_unsafe_execution) as sandbox:
+    names = tuple(name for name in packages.split(",") if name)
+    with Sandbox(workers, limits, allow_unsafe_execution, names) as sandbox:
         try:
             lines = target.open("w", encoding="utf-8")
         except OSError as error:

@@ -32,6 +32,9 @@ def _bind(start):
     for name, value in start["limits"].items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     os.environ.clear()
+    if start["paths"]:
+        sys.path += start["paths"]
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread would reserve memory out of the program's limit
     if start["filter"]:
         _install(bytes.fromhex(start["filter"]))
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.sandbox import system_calls
+from codegen2_jax.sandbox import packages, system_calls
 from codegen2_jax.sandbox.languages import Toolchain
 
 UID = 64_999  # of the jailed when root started them: no account, and below the 65,536 that containers often have
@@ -42,8 +42,10 @@ class Isolation:
     bwrap: str
     as_root: bool
 
-    def keeper_line(self, toolchains: list[Toolchain]) -> list[str]:
+    def keeper_line(self, toolchains: list[Toolchain], folders: list[str]) -> list[str]:
         """The command of a keeper; a descriptor of its parent's process is appended to it.
+
+        folders: of `packages.find`, which its jails may show.
 
         No --die-with-parent: it would end the keeper with the thread that started it.
         """
@@ -51,13 +53,15 @@ class Isolation:
         module = _MODULE.format(path=_INSIDE if staged else str(_PACKAGE.parent))
         code = f"{module} import keeper; keeper.main(int(sys.argv[1]))"
         line = [_interpreter(), "-P", "-s", "-S", "-c", code]
-        return [*self._stage(toolchains), *line] if staged else line
+        return [*self._stage(toolchains, folders), *line] if staged else line
 
-    def _stage(self, toolchains: list[Toolchain]) -> list[str]:
+    def _stage(self, toolchains: list[Toolchain], folders: list[str]) -> list[str]:
         shown = _Shown()
         shown.bind("/usr", *_LIBRARIES, *_FILES, *_interpreter_parts(), self.bwrap)
         for toolchain in toolchains:
             shown.bind(*toolchain.needs)
+        for folder in folders:
+            shown.bind(folder, to=_packaged(folder))
         for path in ("__init__.py", "errors.py", "sandbox"):
             shown.bind(str(_PACKAGE / path), to=f"{_INSIDE}/codegen2_jax/{path}")
         return [
@@ -68,7 +72,7 @@ class Isolation:
             "--remount-ro", "/", "--chdir", "/",
         ]  # fmt: skip
 
-    def jail_line(self, disk_bytes: int, toolchain: Toolchain | None) -> list[str]:
+    def jail_line(self, disk_bytes: int, toolchain: Toolchain | None, folders: list[str]) -> list[str]:
         """The command of a jail; the descriptors of its pipes are appended to it."""
         code = "import inside; inside.main(*map(int, sys.argv[1:]))"
         if not self.bwrap:
@@ -77,6 +81,8 @@ class Isolation:
         shown = _Shown()
         shown.bind(*_LIBRARIES, *_FILES, *_interpreter_parts())
         shown.bind(package if self.as_root else str(_PACKAGE / "sandbox"), to=package, check=not self.as_root)
+        for folder in folders:
+            shown.bind(_packaged(folder) if self.as_root else folder, to=_packaged(folder), check=not self.as_root)
         if toolchain:
             shown.bind(*toolchain.needs)
         return [
@@ -87,6 +93,10 @@ class Isolation:
             "--remount-ro", "/", "--chdir", "/tmp",
             _interpreter(), "-P", "-s", "-S", "-c", f"{_MODULE.format(path=_INSIDE)} {code}",
         ]  # fmt: skip
+
+
+def _packaged(folder: str) -> str:
+    return f"{packages.FOLDER}/{Path(folder).name}"
 
 
 class _Shown:

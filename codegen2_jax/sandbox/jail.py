@@ -39,9 +39,10 @@ class Jail:
         limits: the fields of `programs.Limits`, and "wall".
         filters: hexadecimal programs of `system_calls`: "jail" for bubblewrap, "inside" for the running interpreter.
         rlimits: {name: value} for the jail to set.
+      paths: folders of packages that the program may import.
     """
 
-    def __init__(self, line, *, isolated, limits, filters, rlimits):
+    def __init__(self, line, *, isolated, limits, filters, rlimits, paths=()):
         self.limits, self.isolated = limits, isolated
         self.ended = None  # the Ended that was raised first
         self.started = False
@@ -53,11 +54,11 @@ class Jail:
         self._replies = bytearray()
         self._clock = self._pidfd = self._status = None
         self._open = set()
-        self._spawn(line, filters, rlimits)
+        self._spawn(line, filters, rlimits, list(paths))
 
     # ------------------------------------------------------------------------------------------------------- the start
 
-    def _spawn(self, line, filters, rlimits):
+    def _spawn(self, line, filters, rlimits, paths):
         request_r, self._request = self._pipe()
         self._reply, reply_w = self._pipe()
         stdout, stdout_w = self._pipe()
@@ -93,7 +94,7 @@ class Jail:
                 text = file.read()
             if text:
                 self._watch(json.loads(text)["child-pid"])
-        self.ask({"do": "start", "limits": rlimits, "filter": self._inner_filter(filters)})
+        self.ask({"do": "start", "limits": rlimits, "filter": self._inner_filter(filters), "paths": paths})
         self._baseline, self.cpu_seconds = self._cpu_now() or 0.0, 0.0
         self.started = True
 

@@ -10,12 +10,13 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.sandbox import isolation, languages, self_test, system_calls
 from codegen2_jax.sandbox.isolation import Isolation
+from codegen2_jax.sandbox.packages import FOLDER, find
 from codegen2_jax.sandbox.programs import Limits, Program, Verdict
 
 logger = logging.getLogger(__name__)
@@ -30,18 +31,26 @@ class Sandbox:
       workers: programs at a time.
       limits: of each program.
       allow_unsafe_execution: run programs without a jail where this machine allows none; verdicts then say so.
+      packages: of this interpreter that Python programs may import, such as ("numpy",); none by default.
 
     Raises:
       UserError: where the isolation is missing or does not hold, and for impossible arguments.
     """
 
-    def __init__(self, workers: int = 2, limits: Limits | None = None, allow_unsafe_execution: bool = False):
+    def __init__(
+        self,
+        workers: int = 2,
+        limits: Limits | None = None,
+        allow_unsafe_execution: bool = False,
+        packages: Sequence[str] = (),
+    ):
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise UserError(f"workers={workers!r} must be a whole number of at least 1.")
         self.workers, self.limits = workers, limits or Limits()
+        self._folders = find(tuple(packages))
         self.isolation = _isolation(allow_unsafe_execution)
         self._free: queue.SimpleQueue[_Keeper] = queue.SimpleQueue()
-        self._keepers = [_Keeper(self.isolation) for _ in range(workers)]
+        self._keepers = [_Keeper(self.isolation, self._folders) for _ in range(workers)]
         for keeper in self._keepers:
             self._free.put(keeper)
         self._gate = _Gate()
@@ -70,52 +79,19 @@ class Sandbox:
 
     def judge_one(self, program: Program) -> Verdict:
         """The verdict on one program; may be called by several threads."""
-        request = self._request(program)
+        asked = request(program, self.limits, self.isolation, self._folders)
         keeper = self._free.get()
         try:
             with self._gate.shared():
-                found = keeper.judge(request)
+                found = keeper.judge(asked)
             if found["outcome"] == "infra" and not found["detail"].startswith("tests"):
                 with self._gate.alone():
-                    found = keeper.judge(request)
+                    found = keeper.judge(asked)
                 if found["outcome"] == "infra" and found["detail"].startswith("asleep"):
                     found["outcome"] = "timeout"
         finally:
             self._free.put(keeper)
         return Verdict(name=program.name, isolated=bool(self.isolation.bwrap), **found)
-
-    def _request(self, program: Program) -> dict:
-        limits, toolchain, execute = self.limits, None, None
-        if program.language != "python":
-            toolchain = languages.find(program.language)
-            execute = toolchain.start(program.solution, program.tests, limits.memory_mib)
-        disk = limits.disk_mib * 2**20
-        cpu = math.ceil(limits.cpu_seconds) + 2  # the kernel counts whole seconds; the jail's own clock decides first
-        rlimits = {"CPU": cpu, "FSIZE": disk, "CORE": 0, "NOFILE": limits.open_files, "NPROC": limits.threads}
-        if toolchain is None:
-            rlimits["AS"] = limits.memory_mib * 2**20
-        else:  # these reserve addresses by the gigabyte; their heap is limited by an option
-            rlimits["NOFILE"] = max(limits.open_files, toolchain.open_files)
-            rlimits["NPROC"] = max(limits.threads, toolchain.threads)
-        grader_memory = {"RLIMIT_AS": _GRADER_MEMORY} if toolchain is None else {}  # the jail inherits it
-        if not self.isolation.bwrap:
-            del rlimits["NPROC"]  # without a namespace it counts all that the user runs
-        supported = system_calls.supported()
-        options = {"processes": limits.processes > 1, "tries_sockets": bool(toolchain and toolchain.tries_sockets)}
-        filters = {"jail": system_calls.program(**options).hex() if supported else ""}
-        filters["inside"] = system_calls.without_execute().hex() if supported and not execute else ""
-        return {
-            "program": dataclasses.asdict(program),
-            "execute": execute,
-            "line": self.isolation.jail_line(disk, toolchain),
-            "jail": {
-                "isolated": bool(self.isolation.bwrap),
-                "limits": {**dataclasses.asdict(limits), "wall": limits.wall},
-                "filters": filters,
-                "rlimits": rlimits,
-            },
-            "grader_limits": {"RLIMIT_CPU": 2 * cpu - 2, "RLIMIT_CORE": 0} | grader_memory,
-        }
 
     def close(self) -> None:
         """Ends all processes."""
@@ -130,11 +106,48 @@ class Sandbox:
         self.close()
 
 
+def request(program: Program, limits: Limits, isolated: Isolation, folders: list[str]) -> dict:
+    """What a keeper is asked; folders: of `packages.find`."""
+    toolchain, execute = None, None
+    if program.language != "python":
+        toolchain = languages.find(program.language)
+        execute = toolchain.start(program.solution, program.tests, limits.memory_mib)
+    disk = limits.disk_mib * 2**20
+    cpu = math.ceil(limits.cpu_seconds) + 2  # the kernel counts whole seconds; the jail's own clock decides first
+    rlimits = {"CPU": cpu, "FSIZE": disk, "CORE": 0, "NOFILE": limits.open_files, "NPROC": limits.threads}
+    if toolchain is None:
+        rlimits["AS"] = limits.memory_mib * 2**20
+    else:  # these reserve addresses by the gigabyte; their heap is limited by an option
+        rlimits["NOFILE"] = max(limits.open_files, toolchain.open_files)
+        rlimits["NPROC"] = max(limits.threads, toolchain.threads)
+    grader_memory = {"RLIMIT_AS": _GRADER_MEMORY} if toolchain is None else {}  # the jail inherits it
+    if not isolated.bwrap:
+        del rlimits["NPROC"]  # without a namespace it counts all that the user runs
+    paths = ([FOLDER] if isolated.bwrap else sorted({os.path.dirname(folder) for folder in folders})) if folders else []
+    supported = system_calls.supported()
+    options = {"processes": limits.processes > 1, "tries_sockets": bool(toolchain and toolchain.tries_sockets)}
+    filters = {"jail": system_calls.program(**options).hex() if supported else ""}
+    filters["inside"] = system_calls.without_execute().hex() if supported and not execute else ""
+    return {
+        "program": dataclasses.asdict(program),
+        "execute": execute,
+        "line": isolated.jail_line(disk, toolchain, folders),
+        "jail": {
+            "isolated": bool(isolated.bwrap),
+            "limits": {**dataclasses.asdict(limits), "wall": limits.wall},
+            "filters": filters,
+            "rlimits": rlimits,
+            "paths": paths,
+        },
+        "grader_limits": {"RLIMIT_CPU": 2 * cpu - 2, "RLIMIT_CORE": 0} | grader_memory,
+    }
+
+
 class _Keeper:
     """The pipe to one keeper process, which is started when it is first needed."""
 
-    def __init__(self, isolated: Isolation):
-        self._isolation = isolated
+    def __init__(self, isolated: Isolation, folders: list[str]):
+        self._isolation, self._folders = isolated, folders
         self._process: subprocess.Popen | None = None
 
     def judge(self, request: dict) -> dict:
@@ -159,8 +172,9 @@ class _Keeper:
     def _start(self) -> None:
         pipe, ourselves = subprocess.PIPE, os.pidfd_open(os.getpid())
         try:
+            line = self._isolation.keeper_line(languages.present(), self._folders)
             self._process = subprocess.Popen(
-                [*self._isolation.keeper_line(languages.present()), str(ourselves)], pass_fds=[ourselves],
+                [*line, str(ourselves)], pass_fds=[ourselves],
                 stdin=pipe, stdout=pipe, stderr=pipe, env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
             )  # fmt: skip
         finally:

@@ -67,9 +67,8 @@ def run(isolation: Isolation) -> list[tuple[str, str]]:
     from codegen2_jax.sandbox.programs import Limits, Program
 
     secret = os.urandom(12).hex()
-    keeper, results = runner._Keeper(isolation), []
-    sandbox = object.__new__(runner.Sandbox)
-    sandbox.limits, sandbox.isolation = Limits(cpu_seconds=5, wall_seconds=20), isolation
+    keeper, results = runner._Keeper(isolation, []), []
+    limits = Limits(cpu_seconds=5, wall_seconds=20)
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         os.chmod(folder, 0o777)
         secret_file = Path(folder, "secret")
@@ -84,7 +83,8 @@ def run(isolation: Isolation) -> list[tuple[str, str]]:
                 for filtered in (True, False):
                     if not filtered and name in FILTER_ONLY:
                         continue
-                    request = sandbox._request(Program(name=name, solution=source, style="output"))
+                    program = Program(name=name, solution=source, style="output")
+                    request = runner.request(program, limits, isolation, [])
                     if not filtered:
                         request["jail"]["filters"] = {"jail": "", "inside": ""}
                     found = keeper.judge(request)

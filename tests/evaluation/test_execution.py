@@ -220,12 +220,10 @@ def test_turns_build_on_one_another(tmp_path, subject, sandboxed):
         text = row["completion"]
         assert text.startswith("# Import libraries.\n\nimport numpy as np\n\n# Set x to ") and len(row["turns"]) == 2
         assert f"\n\n# Print x.\n{row['turns'][1][:1]}" in text
-    write_samples(tmp_path / "mine", "mtpb", [("1/0", "x = 1\nprint(x)\n"), ("1/1", "x = 2\nx + 1\n")])
+    answers = [("1/0", "import numpy as np\nx = np.int64(1)\nprint(x)\n"), ("1/1", "x = 2\nx + 1\n")]
+    write_samples(tmp_path / "mine", "mtpb", answers)
     result = benchmark.run(call(tmp_path / "mine", step="score"))
     assert result["metrics"]["pass@1"]["value"] == 50.0
-    with pytest.raises(UserError, match="NumPy is not there"):
-        detail = "exception: ModuleNotFoundError: No module named 'numpy'"
-        benchmark.check([Verdict(name="1/0", outcome="error", detail=detail, cpu_seconds=0.0, wall_seconds=0.0)])
 
 
 def test_prompts_are_cut_where_the_model_has_no_room(subject):

@@ -229,6 +229,22 @@ def test_an_old_bubblewrap_is_refused(tmp_path, monkeypatch):
         isolation.find()
 
 
+def test_only_the_packages_that_were_named_can_be_imported():
+    by_numpy = "import numpy as np\ndef total(x): return float(np.asarray(x).sum())\n"
+    programs = [
+        Program(name="numpy", solution=by_numpy, tests="assert total([1, 2]) == 3.0", entry_point="total"),
+        Program(name="jax", solution="import jax\n", style="output"),
+    ]
+    with Sandbox(1, Limits(memory_mib=1024), packages=("numpy",)) as sandbox:
+        found, other = sandbox.judge(programs)
+    assert found.passed, found
+    assert other.outcome == "error" and "No module named 'jax'" in other.detail
+    with Sandbox(1) as sandbox:
+        assert "No module named 'numpy'" in sandbox.judge_one(programs[0]).detail
+    with pytest.raises(UserError, match="'nonesuch', which is no package here; pip install nonesuch"):
+        Sandbox(packages=("nonesuch",))
+
+
 @pytest.mark.parametrize("workers", [0, -1, True, 1.5])
 def test_impossible_workers(workers):
     with pytest.raises(UserError, match="workers="):
