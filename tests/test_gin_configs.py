@@ -14,6 +14,7 @@ FILES = [path.relative_to(cli.PACKAGED).as_posix() for path in sorted(cli.PACKAG
 MACROS = {"MODEL_DIR", "SEED", "STREAM", "STEPS_PER_TASK", "EVAL_EXAMPLES", "BATCH_SIZE", "TOP_K", "POOL_PRESET"}
 MACROS |= {"INIT_FROM", "CODETASK_CL_DIR"}
 EVALUATIONS = sorted(cli.run_files("evaluate"))
+COMMANDS = ("codegen2_jax.train", "codegen2_jax.evaluate", "codegen2_jax.precompile")
 RUN_FIELDS = ["Run", "Expect", "Required", "Often changed"]
 
 
@@ -35,10 +36,11 @@ def options(command: str, monkeypatch) -> cli.Options:
     words = shlex.split(command)
     while re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
         monkeypatch.setenv(*words.pop(0).split("=", 1))
-    assert words[:2] == ["python", "-m"] and words[2] in ("codegen2_jax.train", "codegen2_jax.evaluate"), command
+    assert words[:2] == ["python", "-m"] and words[2] in COMMANDS, command
     if words[2] == "codegen2_jax.evaluate":
         place = words.index("--model")
         del words[place : place + 2]
+    words = [word for word in words if not word.startswith("--topology=")]  # a flag of precompile alone
     return cli.parse_flags(words[2:], "")
 
 

@@ -76,10 +76,10 @@ def test_a_cell_is_what_its_name_says_and_can_be_lowered(cell, capsys):
     assert {source.task: source.rate for source in job.data.sources} == SOURCES[data]
     assert job.num_steps == 600 * int(epochs)
     gin.clear_config()
-    small = job_of(cell, *SMALL, "BATCH_SIZE = 2", "SEQUENCE_LENGTH = 16")
+    small = job_of(cell, *SMALL, "BATCH_SIZE = 8", "SEQUENCE_LENGTH = 16")
     capsys.readouterr()
     small.dry_run()
-    assert "batch               2 x 15 target tokens" in capsys.readouterr().out
+    assert "batch               8 x 15 target tokens" in capsys.readouterr().out
 
 
 def test_cells_of_one_data_set_differ_in_nothing_but_what_their_names_say():

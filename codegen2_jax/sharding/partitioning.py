@@ -167,6 +167,11 @@ class Layout:
         """Parts into which the rows of a batch are cut."""
         return math.prod(self.mesh.shape[axis] for axis in _parts(dict(self.rules)["batch"]))
 
+    def check_rows(self, what: str, rows: int) -> None:
+        """Raises UserError when so many rows do not divide among the devices."""
+        if rows % self.batch_parts:
+            raise UserError(_indivisible(what, rows, self))
+
     def rounded_up(self, rows: int) -> int:
         """The next number of rows that divides among the devices, for batches that may be filled with padding."""
         return -(-rows // self.batch_parts) * self.batch_parts
@@ -178,8 +183,7 @@ class Layout:
         when the rows do not divide by the mesh.
         """
         sharding = batch_sharding(self)
-        if batch_size % self.batch_parts:
-            raise UserError(_indivisible("batch_size", batch_size, self))
+        self.check_rows("batch_size", batch_size)
         local = sharding.addressable_devices_indices_map((batch_size,)).values()
         return np.unique(np.concatenate([np.arange(batch_size)[index] for index in local]))
 
@@ -280,8 +284,7 @@ def put_batch(layout: Layout, batch: Mapping[str, np.ndarray], *, whole: bool = 
     placed = {}
     for name, array in batch.items():
         if single_process or whole:
-            if len(array) % layout.batch_parts:
-                raise UserError(_indivisible(f"batch {name}", len(array), layout))
+            layout.check_rows(f"batch {name}", len(array))
             # device_put is the faster way to the same array when one process owns every device
             placed[name] = jax.device_put(array, sharding) if single_process else put_whole(sharding, array)
         else:

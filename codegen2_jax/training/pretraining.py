@@ -221,6 +221,8 @@ class _Runtime:
         """devices: default all that there are; those of a topology are good for lowering alone."""
         self.config, self.loaded = config, loaded
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
+        micro = config.batch_size // config.accumulation_steps
+        self.layout.check_rows(f"each of {config.accumulation_steps} micro-batches", micro)
         whole, in_parts = config.ordered_reduction > 0, None
         model = attention_choice.resolved(self.loaded.model, self.layout, length=config.data.longest, cut=not whole)
         if whole:

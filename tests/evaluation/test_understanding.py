@@ -88,7 +88,7 @@ def test_choices_are_resumed_scored_and_told_with_their_distribution(tmp_path, s
     assert 0 < result["generation"]["cut_prompts"] <= 12  # 128 positions do not hold an example and a long passage
     page = html_page.write([tmp_path / "out"], tmp_path / "page")
     text = page.read_text("utf-8")
-    assert "Evaluation of toy" in text and "boolq_1_shot" in text and "macro_f1" in text
+    assert "Evaluation: toy" in text and "boolq_1_shot" in text and "macro_f1" in text
     with pytest.raises(UserError, match="shots"):
         Choices(benchmark="boolq", directory=boolq, shots=-1)
     with pytest.raises(UserError, match="PIQA_DIR"):

@@ -141,7 +141,7 @@ def test_every_weight_has_one_axis_name_per_dimension(params):
     axes = jax.tree.leaves_with_path(MODEL.param_axes(), is_leaf=lambda leaf: isinstance(leaf, tuple))
     arrays = jax.tree.leaves_with_path(params)
     assert [path for path, _ in axes] == [path for path, _ in arrays]
-    known = {"layers", "vocab", "embed", "heads", "head_dim", "mlp", "buckets"}
+    known = {"layers", "vocab", "embed", "heads", "head_dim", "mlp", "buckets", "norm"}
     for (path, names), (_, array) in zip(axes, arrays, strict=True):
         assert len(names) == array.ndim and set(names) <= known, path
         in_layer = any(getattr(key, "key", None) == "layers" for key in path)

@@ -46,7 +46,7 @@ def job(tmp_path_factory):
         ),
         optimizer=AdamW(learning_rate=1e-2, schedule="cosine", warmup_steps=2, end_fraction=0.1, clip_norm=1.0),
         num_steps=16,
-        batch_size=8,
+        batch_size=16,
         accumulation_steps=2,
         z_loss=1e-4,
         seed=0,
@@ -112,7 +112,7 @@ def test_a_batch_and_a_step_can_be_looked_at_without_training(job, tmp_path, cap
     shown = capsys.readouterr().out
     assert "own, document" in shown and "<sep><mask_1>" in shown and "<eom>" in shown
     dataclasses.replace(job, model_dir=str(tmp_path)).dry_run()
-    assert "batch               8 x 47 target tokens" in capsys.readouterr().out
+    assert "batch               16 x 47 target tokens" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_work_is_refused_before_anything_is_cached(job, tmp_path):
     )
     with pytest.raises(UserError, match="packed documents train a decoder"):
         run(source=ModelSource(init_from="random", vocabulary="nano_t5", config=t5))
-    with pytest.raises(UserError, match="accumulation_steps=3 does not divide batch_size=8"):
+    with pytest.raises(UserError, match="accumulation_steps=3 does not divide batch_size=16"):
         run(accumulation_steps=3)
 
 
