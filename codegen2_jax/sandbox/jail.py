@@ -285,7 +285,7 @@ class Jail:
             except ProcessLookupError:
                 pass
         if self._status is None and (self._pidfd is None or not self.isolated):
-            self._process.kill()
+            os.kill(self._process.pid, signal.SIGKILL)  # not Popen.kill, which would reap it where it has ended already
         self._reap()
         for fd in list(self._open):
             self._close(fd)

@@ -222,7 +222,8 @@ class _Runtime:
         self.config, self.loaded = config, loaded
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
         micro = config.batch_size // config.accumulation_steps
-        self.layout.check_rows(f"each of {config.accumulation_steps} micro-batches", micro)
+        many = config.accumulation_steps > 1
+        self.layout.check_rows(f"each of {config.accumulation_steps} micro-batches" if many else "batch_size", micro)
         whole, in_parts = config.ordered_reduction > 0, None
         model = attention_choice.resolved(self.loaded.model, self.layout, length=config.data.longest, cut=not whole)
         if whole:

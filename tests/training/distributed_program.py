@@ -20,6 +20,7 @@ class Toy:
 
     stop_at: int | None = None
     stopper: int = 0
+    longest = 16
 
     def open(self, loaded, *, batch_size, seed, rows=None):
         from codegen2_jax.data.packed_batches import PackedBatches
