@@ -69,7 +69,7 @@ def train(name, devices, *, steps=2):
     return losses, hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 
 
-@pytest.mark.parametrize("name, counts", [("codegen", (1, 4, 8)), ("t5", (1, 8))])
+@pytest.mark.parametrize("name, counts", [("codegen", (1, 4)), ("t5", (1, 8))])
 def test_one_hash_on_any_number_of_devices(name, counts):
     outcomes = {devices: train(name, devices) for devices in counts}
     assert len(set(map(str, outcomes.values()))) == 1, outcomes

@@ -163,10 +163,10 @@ def test_micro_batches_of_unequal_token_counts_equal_one_batch(method):
 
 @pytest.mark.parametrize("method", ["pool", "finetune"])
 def test_device_counts_agree(method):
-    """T7: one device and eight in three arrangements give the same loss, gradient norm and parameters."""
+    """T7: one device and eight in two arrangements give the same loss, gradient norm and parameters."""
     optimizer = AdamW(learning_rate=0.1, schedule="constant", eps=1.0, clip_norm=1.0)
     results = []
-    for sizes, count in ((None, 1), (None, 8), ({"fsdp": 8}, 8), ({"data": 2, "fsdp": 2, "model": 2}, 8)):
+    for sizes, count in ((None, 1), (None, 8), ({"data": 2, "fsdp": 2, "model": 2}, 8)):
         layout = partitioning.make_layout(sizes, devices=jax.devices()[:count])
         learner, new_state, step = build(method, optimizer, constrain=layout.constrain)
         shardings = state_shardings(layout, jax.eval_shape(new_state), learner.param_axes())
