@@ -17,7 +17,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from codegen2_jax.cli import ALLOCATOR
+from codegen2_jax.start_up import ALLOCATOR
 
 
 def serve(round_: Callable[[], dict], ready: dict) -> None:

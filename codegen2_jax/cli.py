@@ -9,17 +9,14 @@ Files are looked for in the working directory, in --gin_search_paths, and in the
 
 import argparse
 import dataclasses
-import importlib.util
 import inspect
 import io
 import logging
 import os
-import platform
 import re
 import sys
 import textwrap
 import tokenize
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +24,7 @@ import gin
 from absl import flags
 from gin import config_parser
 
-from codegen2_jax import bindings, processes
+from codegen2_jax import bindings, processes, start_up
 from codegen2_jax.annotations import nearest
 from codegen2_jax.bindings import Binding, Config, Given, Macro, Reference, Source
 from codegen2_jax.errors import (
@@ -43,18 +40,6 @@ INTERRUPTED = 130  # what shells report for SIGINT: 128 + 2
 PACKAGED = Path(__file__).resolve().parent.parent / "gin_configs"
 # Macros that say where things lie: no part of what a run computes, so they may differ between two starts of one run.
 PLACES = ("MODEL_DIR", "MESH", "AXES", *bindings.FROM_ENVIRONMENT)
-# glibc gives large blocks back and faults them in again, 4 KiB at a time, at every step. Keeping them gains 10 to 13 %
-# of a CPU step, and huge pages (where the kernel has them on request) another 15 %.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**40),
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_plugins")
-# PCI ids of TPU v2/v3, v4, v5p, v5e, v6e and 7x, as jax/_src/hardware_utils.py has them.
-TPU_VENDOR, TPU_DEVICES = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
-KEEP_ALLOCATOR = "CODEGEN2_JAX_KEEP_ALLOCATOR"
 FLAGS = {
     "gin_file": (flags.DEFINE_multi_string, [], "A gin file; may be repeated, later files win."),
     "gin_bindings": (flags.DEFINE_multi_string, [], "'NAME = VALUE', in short --gin.NAME=VALUE; may be repeated."),
@@ -123,7 +108,7 @@ class Parser(argparse.ArgumentParser):
 
 def guarded(command: Callable[[], None]) -> int:
     """Runs a command; an error that the user can do something about becomes one line and its exit code."""
-    leave_absent_tpu()
+    start_up.leave_absent_tpu()
     try:
         command()
         processes.leave(0, together=True)
@@ -150,8 +135,8 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
     config = read(options)
     arguments = options.run_arguments()
     if restart and not (options.print_config or options.dry_run or options.show_batch):
-        use_compilation_cache()
-        use_large_allocations()
+        start_up.use_compilation_cache()
+        start_up.use_large_allocations()
     if not (options.print_config or options.show_batch):
         meeting = processes.Meeting(options.coordinator_address, options.num_processes, options.process_id)
         processes.connect(options.distributed, meeting, timeout=options.connect_timeout)
@@ -439,61 +424,3 @@ def without_places(text: str) -> str:
     """A configuration without the macros that only say where things lie."""
     names = "|".join(PLACES)
     return re.sub(rf"^(?:{names}) = (?:\\\n(?: .*\n)+|.*\n)", "", text, flags=re.MULTILINE)
-
-
-def use_compilation_cache() -> None:
-    """Has JAX keep what it compiles between runs, unless JAX_COMPILATION_CACHE_DIR says where, or "" for nowhere.
-
-    A folder for each kind of processor: programs that were compiled for one may not run on another.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = caches / "codegen2_jax" / "xla_programs" / f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-
-
-def use_large_allocations() -> None:
-    """Restarts this process with `ALLOCATOR` in its environment, which glibc reads when a process starts.
-
-    Only where it helps: glibc, and JAX on a CPU. Settings that the user made stay, and so does all with KEEP_ALLOCATOR.
-    """
-    if os.environ.get(KEEP_ALLOCATOR) or any(name in os.environ for name in ALLOCATOR):
-        return
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or not _on_cpu():
-        return
-    settings = " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
-    print(f"CPU run: restarting with {settings} ({KEEP_ALLOCATOR}=1 prevents it).", flush=True)
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR | {KEEP_ALLOCATOR: "1"})
-
-
-def _on_cpu() -> bool:
-    """Whether JAX will run on a CPU, judged without importing it."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms:
-        return platforms == "cpu"
-    return not any(importlib.util.find_spec(name) for name in GPU_PLUGINS) and (not _has_libtpu() or not _has_tpu())
-
-
-def _has_libtpu() -> bool:
-    return importlib.util.find_spec("libtpu") is not None
-
-
-def _has_tpu() -> bool:
-    """Whether a TPU is plugged in; a cloud's network cards are of the same vendor."""
-    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
-        if vendor.read_text().strip() == TPU_VENDOR and (vendor.parent / "device").read_text().strip() in TPU_DEVICES:
-            return True
-    return False
-
-
-def leave_absent_tpu() -> None:
-    """Where libtpu is installed (for `precompile`, say) and no TPU is there, JAX need not try it and complain."""
-    if "jax" in sys.modules or os.environ.get("JAX_PLATFORMS") or not _has_libtpu() or _has_tpu():
-        return
-    if _on_cpu():
-        os.environ["JAX_PLATFORMS"] = "cpu"
-

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen2_jax import bindings, cli, errors, train
+from codegen2_jax import bindings, errors, start_up, train
 
 TOY = """\
 # A toy.
@@ -331,11 +331,11 @@ def test_no_file_at_all_lists_the_run_files(command):
 def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    cli.use_compilation_cache()
+    start_up.use_compilation_cache()
     folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     assert folder.parent == tmp_path / "codegen2_jax" / "xla_programs"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    cli.use_compilation_cache()
+    start_up.use_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
 
 
@@ -412,12 +412,12 @@ def test_flags_and_names_are_judged_before_anything_heavy_is_imported(program_en
 @pytest.mark.skipif(sys.platform != "linux" or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="glibc only")
 def test_a_cpu_run_restarts_once_with_the_allocator_settings(program_environment, toy):
     tests = str(Path(__file__).parent)
-    environment = {name: value for name, value in program_environment.items() if name not in cli.ALLOCATOR}
+    environment = {name: value for name, value in program_environment.items() if name not in start_up.ALLOCATOR}
     environment |= {"PYTHONPATH": f"{tests}:{environment['PYTHONPATH']}", "JAX_PLATFORMS": "cpu"}
     code, out, err = start(["--gin_file=toy.gin"], environment, toy)
     assert code == 0, err
     assert out.partition("\n")[2].split()[1] == str(2**28)  # after the line that announces the restart
     assert out.count("restarting with MALLOC_MMAP_THRESHOLD_=") == 1 and err == ""
-    for keep in ({cli.KEEP_ALLOCATOR: "1"}, {"MALLOC_TRIM_THRESHOLD_": "1000000"}, {"JAX_PLATFORMS": "tpu"}):
+    for keep in ({start_up.KEEP_ALLOCATOR: "1"}, {"MALLOC_TRIM_THRESHOLD_": "1000000"}, {"JAX_PLATFORMS": "tpu"}):
         code, out, err = start(["--gin_file=toy.gin"], environment | keep, toy)
         assert (code, out.split()[1], err) == (0, "None", "")

@@ -27,7 +27,7 @@ DOORS_MAY = {"cli", "continual", "reporting", "training", "evaluation", "decodin
 # Modules beside the rooms that are no doors, and what they may import.
 ALL_MAY = {"errors", "processes", "__version__"}
 BESIDE = {"__init__": set(), "errors": set(), "annotations": set(), "processes": set(), "bindings": {"annotations"}}
-BESIDE["cli"] = {"annotations", "bindings"}
+BESIDE |= {"start_up": set(), "cli": {"annotations", "bindings", "start_up"}}
 
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 SEQIO = {"seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"}
