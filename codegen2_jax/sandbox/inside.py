@@ -124,6 +124,15 @@ def _execute(what, channel):
     for name, text in what["files"].items():
         with open(name, "w", encoding="utf-8") as file:
             file.write(text)
+    for name, text in what["binaries"].items():
+        import base64
+
+        with open(name, "wb") as file:
+            file.write(base64.b64decode(text))
+    if what["stack_in_place"]:
+        import ctypes
+
+        ctypes.CDLL(None).personality(0x0040000)  # ADDR_NO_RANDOMIZE
     os.dup2(channel.request_fd, 0)
     os.set_inheritable(channel.reply_fd, False)
     os.execve(what["line"][0], what["line"], what["environment"])

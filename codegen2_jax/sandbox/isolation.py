@@ -15,7 +15,7 @@ from pathlib import Path
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.sandbox import packages, system_calls
-from codegen2_jax.sandbox.languages import Toolchain
+from codegen2_jax.sandbox.toolchain import Toolchain
 
 UID = 64_999  # of the jailed when root started them: no account, and below the 65,536 that containers often have
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -85,6 +85,8 @@ class Isolation:
             shown.bind(_packaged(folder) if self.as_root else folder, to=_packaged(folder), check=not self.as_root)
         if toolchain:
             shown.bind(*toolchain.needs)
+            for path, target in toolchain.links:
+                shown.link(path, target)
         return [
             self.bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--die-with-parent",
             "--new-session", "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--cap-drop", "ALL",
@@ -116,6 +118,10 @@ class _Shown:
                     continue  # within a bind, where nothing can be made
                 self.folders |= dict.fromkeys(above)
                 self.binds += ["--ro-bind", path, target]
+
+    def link(self, path: str, target: str) -> None:
+        self.folders |= dict.fromkeys([str(folder) for folder in reversed(Path(path).parents)][1:])
+        self.binds += ["--symlink", target, path]
 
     def arguments(self) -> list[str]:
         bound = self.binds[2::3]

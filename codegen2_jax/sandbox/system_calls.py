@@ -64,7 +64,7 @@ tkill 200 130, mknod 133 -, mknodat 259 33
 """
 CONDITIONAL = """
 clone 56 220, clone3 435 435, execve 59 221, prctl 157 167, kill 62 129, tgkill 234 131, ioctl 16 29,
-prlimit64 302 261, socket 41 198, socketpair 53 199, sendto 44 206
+prlimit64 302 261, socket 41 198, socketpair 53 199, sendto 44 206, personality 135 92
 """
 PROCESSES = ("fork", "vfork")  # allowed where a toolchain may start processes
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
@@ -78,6 +78,7 @@ _PR_SET_PDEATHSIG = 1
 _PRCTL = (2, 3, 4, 7, 15, 16, 21, 22, 23, 27, 29, 30, 38, 39, 41, 42, 0x53564D41)
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into the terminal that started us
 _UNIX = 1
+_ADDR_NO_RANDOMIZE, _PERSONALITY_QUERY = 0x0040000, 0xFFFFFFFF
 KILLED = 128 + signal.SIGSYS  # the exit code that bubblewrap reports
 
 
@@ -128,6 +129,8 @@ def program(
     code += _call(numbers["socket"], 0, unix, refuse if tries_sockets else _KILL)
     code += _call(numbers["socketpair"], 0, _any((_UNIX,), _ALLOW), _KILL)
     code += _call(numbers["sendto"], 4, _any((0,), _ALLOW), _KILL)  # without an address: within a pair
+    still = _any((_ADDR_NO_RANDOMIZE, _PERSONALITY_QUERY), _ALLOW)
+    code += _call(numbers["personality"], 0, still, _ERRNO | errno.EPERM)
     for number in sorted(allowed.values()):
         code += _when(_EQUAL, number, _ALLOW)
     for number in sorted(violations.values()):

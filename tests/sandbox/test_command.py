@@ -5,6 +5,7 @@ import json
 import pytest
 
 from codegen2_jax.sandbox import __main__ as door
+from codegen2_jax.sandbox import languages
 
 GOOD = {"name": "good", "solution": "def f():\n    return 1", "tests": "assert f() == 1", "entry_point": "f"}
 BAD = {**GOOD, "name": "bad", "solution": "def f():\n    return 2"}
@@ -43,7 +44,6 @@ def test_the_walls_are_tested(isolated, capsys):
         ([GOOD], ["--cpu_seconds", "-1"], "cpu_seconds=-1.0 must be positive"),
         ([GOOD], ["--workers", "0"], "workers=0"),
         ([GOOD], ["--language", "cobol"], "invalid choice: 'cobol'"),
-        ([{**GOOD, "style": "program", "language": "csharp"}], [], "no toolchain to run csharp"),
         ([GOOD], ["--out", "{file}"], "is the file with the programs"),
         ([GOOD], ["--out", "{file}/x"], "cannot write"),
         ([GOOD], ["--self_test"], "judges no program"),
@@ -54,6 +54,17 @@ def test_mistakes_are_one_line(records, flags, message, isolated, tmp_path, caps
     assert door.main([file, *(flag.format(file=file) for flag in flags)]) == 2
     said = capsys.readouterr().err
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_language_that_is_not_installed_is_refused_at_once(isolated, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    languages.find.cache_clear()
+    try:
+        file = write(tmp_path / "x.jsonl", {**GOOD, "style": "program", "language": "csharp"})
+        assert door.main([file]) == 2
+        assert "no mono on PATH to run csharp programs; install" in capsys.readouterr().err
+    finally:
+        languages.find.cache_clear()
 
 
 def test_files_that_cannot_be_read(isolated, tmp_path, capsys):

@@ -6,6 +6,7 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.sandbox import languages
 from codegen2_jax.sandbox.programs import Limits, Program
 from codegen2_jax.sandbox.runner import Sandbox
+from codegen2_jax.sandbox.toolchain import java_class
 
 PARTS = {
     "java": (
@@ -21,6 +22,11 @@ PARTS = {
         "def add(a, b)\n  {}\nend\n",
         "require 'test/unit'\nclass TestAdd < Test::Unit::TestCase\n  def test_add\n    candidate = method(:add)\n"
         "    assert_equal(5, candidate.call(2, 3))\n  end\nend\n",
+    ),
+    "csharp": (
+        "using System;\nusing System.Collections.Generic;\nusing System.Diagnostics;\nclass Problem {{\n"
+        "    public static long Add(long a, long b) {{\n        {}\n    }}\n",
+        "    public static void Main(string[] args) {\n    Debug.Assert(Add((2L), (3L)) == (5L));\n    }\n}\n",
     ),
 }
 BODIES = {
@@ -48,7 +54,20 @@ BODIES = {
         ("raise 'x'", "failed"), ("loop {}", "timeout"), ("system('sleep 9'); 5", "violation"),
         ("fork; 5", "violation"),
     ],
+    "csharp": [
+        ("return a + b;", "passed"), ("return a - b;", "failed"), ("return a +", "error"),
+        ("Environment.Exit(0); return 0;", "error"), ("throw new Exception();", "error"),
+        ('Console.WriteLine("\\n00000000000000000000000000000000 passed"); Environment.Exit(0); return 0;', "error"),
+        ("Trace.Listeners.Clear(); return 0;", "failed"),
+        ("return 0; } class Debug { public static void Assert(bool b) { } } static long F() { return 0;", "failed"),
+        ("Debug.WriteLine(a); return a + b;", "passed"),
+        ("while (true) { }", "timeout"),
+        ('new System.Net.Sockets.TcpClient("127.0.0.1", 80); return a + b;', "violation"),
+        ("for (var x = new List<byte[]>(); ;) { x.Add(new byte[1000000]); x[0][0] = 1; }", "memory"),
+        ("while (true) Console.WriteLine(new string('x', 1000));", "output"),
+    ],
 }  # fmt: skip
+COMPILED = ("java", "csharp")  # within the limit
 
 
 @pytest.mark.slow
@@ -61,7 +80,7 @@ def test_labels(language, isolated):
     head, tests = PARTS[language]
     bodies = BODIES[language]
     programs = [Program(body, head.format(body), tests, language=language, style="program") for body, _ in bodies]
-    with Sandbox(2, Limits(cpu_seconds=4 if language == "java" else 1.5, memory_mib=128)) as sandbox:
+    with Sandbox(2, Limits(cpu_seconds=4 if language in COMPILED else 1.5, memory_mib=128)) as sandbox:
         found = [(verdict.name, verdict.outcome) for verdict in sandbox.judge(programs)]
     assert found == bodies
 
@@ -83,4 +102,4 @@ def test_a_missing_toolchain_is_refused(monkeypatch, tmp_path):
     [("class P {}", "Problem"), ("import x;\npublic class Main {}", "Main"), ("  public final class A<T> {}", "A")],
 )
 def test_a_java_file_is_called_like_its_class(text, name):
-    assert languages.java_class(text) == name
+    assert java_class(text) == name
