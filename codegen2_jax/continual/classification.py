@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from codegen2_jax import processes
 from codegen2_jax.continual.classifier import Runtime, token_ids
 from codegen2_jax.data import understanding
 from codegen2_jax.data.understanding import Question
@@ -89,6 +90,8 @@ class Classification:
                 best, meta = self._train(runtime, checkpoints, tracker, stop)
             found = runtime.predict(best, "test")
             record = self._record(runtime, splits["test"], found, meta) | {"config_digest": digest}
+            if not processes.is_first():
+                return
             write_lines(place / "predictions.jsonl", [
                 {"task_id": one.id, "answer": one.choices[label].strip(), "expected": one.choices[one.label].strip()}
                 for one, label in zip(splits["test"], found, strict=True)

@@ -16,7 +16,7 @@ from codegen2_jax.data import converters
 from codegen2_jax.data.understanding import Question
 from codegen2_jax.errors import UserError
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import head_loss, initialisation
+from codegen2_jax.training import attention_choice, head_loss, initialisation
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.step import TrainState, make_train_step, merge_params, split_params, state_shardings
 
@@ -70,6 +70,8 @@ class Runtime:
     def __init__(self, config: Any, loaded: initialisation.LoadedModel, splits: dict[str, list[Question]]):
         self.config, self.loaded = config, loaded
         self.layout = partitioning.make_layout(config.mesh, config.axes)
+        micro, many = config.batch_size // config.accumulation_steps, config.accumulation_steps > 1
+        self.layout.check_rows(f"each of {config.accumulation_steps} micro-batches" if many else "batch_size", micro)
         most = int(min(config.max_tokens, getattr(loaded.model.config, "max_positions", math.inf)))
         self.tokens = {name: [token_ids(loaded, one.text, most) for one in split] for name, split in splits.items()}
         self.labels = {name: [one.label for one in split] for name, split in splits.items()}
@@ -77,7 +79,9 @@ class Runtime:
         self.steps_per_epoch = len(self.tokens["train"]) // config.batch_size
         if not self.steps_per_epoch:
             raise UserError(f"batch_size={config.batch_size} exceeds the {len(splits['train'])} training examples.")
-        learner = Classifier(loaded.model, len(splits["train"][0].choices))
+        model = attention_choice.resolved(loaded.model, self.layout, length=most)
+        model = dataclasses.replace(model, constrain=self.layout.constrain)
+        learner = Classifier(model, len(splits["train"][0].choices))
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         head = jax.eval_shape(learner.head, jax.random.key(0))
         shapes = {"model": loaded.model.param_shapes, "head": head}
@@ -103,12 +107,13 @@ class Runtime:
         self._new_state = partitioning.init_sharded(new_state, self.shardings)
         options = {"seed": config.seed, "accumulation_steps": config.accumulation_steps}
         step = make_train_step(learner, optimizer, dropout=loaded.model.config.dropout_rate > 0, **options)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        whole = partitioning.replicated(self.layout)
+        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, whole))
 
         def answer(trainable, batch):
             return jnp.argmax(learner.logits(merge_params(trainable, {}), batch), axis=-1)
 
-        self._answer = jax.jit(answer)
+        self._answer = jax.jit(answer, out_shardings=whole)
 
     def saved(self, state: TrainState, best: Any) -> dict:
         """The part of a run that a checkpoint holds."""
@@ -127,20 +132,21 @@ class Runtime:
         return state, jax.tree.map(jnp.copy, state.trainable), 0, {"valid": [], "since_best": 0}
 
     def batches(self, epoch: int, first: int):
-        """The batches of an epoch from number `first` on: a new order for each, decided by (seed, epoch)."""
+        """This process's rows of an epoch's batches from number `first` on: an order for each, from (seed, epoch)."""
         size = self.config.batch_size
+        rows = self.layout.process_rows(size)
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.tokens["train"]))
         for number in range(first, self.steps_per_epoch):
-            yield self._batch("train", order[number * size : (number + 1) * size].tolist(), size)
+            chosen = order[number * size : (number + 1) * size].tolist()
+            yield {name: array[rows] for name, array in self._batch("train", chosen, size).items()}
 
     def predict(self, trainable: Any, split: str) -> list[int]:
         """The class of every text of a split."""
-        # The next multiple of the devices that share a batch.
-        found, size = {}, converters.round_up(self.config.eval_batch_size, self.layout.batch_parts)
+        found, size = {}, self.layout.rounded_up(self.config.eval_batch_size)
         order = sorted(range(len(self.tokens[split])), key=lambda i: -len(self.tokens[split][i]))
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            batch = partitioning.put_batch(self.layout, self._batch(split, chosen, size))
+            batch = partitioning.put_batch(self.layout, self._batch(split, chosen, size), whole=True)
             found |= dict(zip(chosen, np.asarray(self._answer(trainable, batch)).tolist(), strict=False))
         return [found[i] for i in range(len(order))]
 

@@ -44,9 +44,9 @@ def places(tmp_path_factory):
 def job(places, run, **changes):
     model, data = places
     options = {"benchmark": "boolq", "directory": data, "num_epochs": 4, "batch_size": 8, "seed": 0, "max_tokens": 64}
+    options["source"] = ModelSource(init_from=model)
     optimizer = AdamW(learning_rate=3e-3, schedule="constant", warmup_steps=1, clip_norm=1.0)
-    source = ModelSource(init_from=model)
-    return Classification(model_dir=str(run), source=source, optimizer=optimizer, **(options | changes))
+    return Classification(model_dir=str(run), optimizer=optimizer, **(options | changes))
 
 
 def test_it_learns_and_a_stopped_run_gives_the_same_result(places, tmp_path, monkeypatch, capsys):
@@ -92,6 +92,28 @@ def test_the_last_state_is_that_of_the_last_true_token(places):
     weights = t5.init_params(jax.random.key(1))
     x_BD = t5.last_state(weights, tokens_BS, mask_BS)
     np.testing.assert_allclose(x_BD[0], t5.last_state(weights, tokens_BS[:1, :3], mask_BS[:1, :3])[0], atol=1e-5)
+
+
+def test_eight_devices_cut_another_way_give_the_same(places, tmp_path):
+    """The mesh by default gives each device rows; here weights and heads are cut as well."""
+    records = []
+    for name, mesh in (("rows", None), ("all", {"data": 2, "fsdp": 2, "model": 2})):
+        job(places, tmp_path / name, mesh=mesh, axes={"vocab": None}, num_epochs=2).run(config_text=name)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "loss" in line]
+        records.append((losses, (tmp_path / name / "predictions.jsonl").read_text()))
+    (losses, found), (other, again) = records
+    assert len(losses) > 1 and other == pytest.approx(losses, rel=1e-4) and again == found
+
+
+def test_what_the_devices_cannot_do_is_refused(places, tmp_path):
+    with pytest.raises(UserError, match="batch_size: 4 rows"):
+        job(places, tmp_path / "rows", batch_size=4).run(config_text="")
+    with pytest.raises(UserError, match="each of 2 micro-batches"):
+        job(places, tmp_path / "micro", accumulation_steps=2).run(config_text="")
+    source = ModelSource(init_from=places[0], attention="splash")
+    with pytest.raises(UserError, match="ATTENTION='splash'"):
+        job(places, tmp_path / "kernel", source=source).run(config_text="")
 
 
 def test_mistakes_are_refused(places, tmp_path):
