@@ -26,7 +26,7 @@ class QueryStore:
       model: has `query(params, inputs_BS, inputs_mask_BS)`.
       params: the parameters of the pretrained model, placed on the mesh.
       encoder_digest: identifies those parameters.
-      pooling: "mean" or "first", as `model.query` knows them.
+      pooling: what `model.query` knows: "mean", and "first" of an encoder or "last" of a decoder.
     """
 
     def __init__(
