@@ -215,7 +215,7 @@ def _calls(jail, program):
         loaded = stubs.ask({"do": "load", "source": program["solution"], "names": sorted(wanted)})
     except Exception:
         return "error", stubs.raised[-1][1]
-    names |= _stand_ins(stubs, loaded)
+    names |= _stand_ins(stubs, loaded, wanted)
     if entry_point not in names and entry_point not in _top_level(tree):
         return "error", f"exception: NameError: the solution does not define {entry_point}"
     if "candidate" not in names and entry_point in names:
@@ -243,10 +243,13 @@ def _outcome_of(error, stubs):
     return "failed", f"wrong: {type(error).__name__} in line {place.tb_lineno} of the tests: {printable(error)}"
 
 
-def _stand_ins(stubs, loaded):
+def _stand_ins(stubs, loaded, wanted):
+    """What the jail has of the names it was asked for; with others it could take the place of the tests' own."""
     kinds, values = loaded.get("kinds"), loaded.get("values")
     if type(kinds) is not dict or type(values) is not dict:
         stubs.jail.end("violation", "protocol: no list of names")
+    if not wanted.issuperset(kinds):
+        stubs.jail.end("violation", "protocol: names that were not asked for")
     found = {}
     for name, kind in kinds.items():
         if kind == "callable":

@@ -10,6 +10,13 @@ from codegen2_jax.errors import UserError
 
 LAUNCHERS = Path(__file__).resolve().parent / "launchers"
 
+_MAIN = {
+    "java": re.compile(r"(\bstatic\s+(?:final\s+)?void\s+)main(?=\s*\()"),
+    "csharp": re.compile(r"(\bstatic\s+(?:async\s+)?(?:void|int|Task(?:<int>)?)\s+)Main(?=\s*\()"),
+}
+_NEVER = re.compile(r"(?!)()")
+_SUFFIXES = {"javascript": "js", "ruby": "rb"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Toolchain:
@@ -38,21 +45,26 @@ class Toolchain:
 
     def start(self, solution: str, tests: str, memory_mib: int) -> dict:
         """What `inside.py` writes ("binaries" in base64) and becomes."""
-        text = solution + "\n" + tests
+        # Within the solution's class the tests begin at a name that no solution can know.
+        entry = f"main_{os.urandom(8).hex()}"
+        tests, found = _MAIN.get(self.language, _NEVER).subn(rf"\g<1>{entry}", tests, count=1)
         files = {name: (LAUNCHERS / name).read_text(encoding="utf-8") for name in self.launchers}
         return {
-            "files": {**files, self.file_of(text): text},
+            "files": files | self.sources(solution, tests),
             "binaries": {},
-            "line": [part.format(memory=memory_mib) for part in self.line],
+            "line": [part.format(memory=memory_mib) for part in self.line] + [entry] * found,
             "environment": {name: value.format(memory=memory_mib) for name, value in self.environment},
             "stack_in_place": False,
         }
 
-    def file_of(self, text: str) -> str:
-        """What the program's file is called."""
-        if self.language == "java":
-            return f"{java_class(text)}.java"
-        return {"javascript": "program.js", "ruby": "program.rb", "csharp": "Program.cs"}[self.language]
+    def sources(self, solution: str, tests: str) -> dict[str, str]:
+        """Files by name: two where the language can load one after the other, so that no end of the first, such as a
+        stray `return`, cuts off the second; one where the tests stand within the solution's class."""
+        if self.language in _SUFFIXES:
+            suffix = _SUFFIXES[self.language]
+            return {f"solution.{suffix}": solution, f"tests.{suffix}": tests}
+        text = solution + "\n" + tests
+        return {f"{java_class(text)}.java" if self.language == "java" else "Program.cs": text}
 
 
 def java_class(text: str) -> str:

@@ -85,6 +85,36 @@ def test_labels(language, isolated):
     assert found == bodies
 
 
+CUT_OFF = {
+    "javascript": ["function add(a, b) { return 0; }\nreturn;", "function add(a, b) { return 0; }\nif (1) return;",
+                   "process.removeAllListeners(); process.on('uncaughtException', () => {}); const add = () => 0;",
+                   "require('vm').Script.prototype.runInThisContext = () => 0; const add = () => 0;",
+                   "require('fs').writeFileSync('tests.js', ''); const add = () => 0;",
+                   "var require = () => ({ deepEqual() {} }); const add = () => 0;"],
+    "ruby": ["def add(a, b)\n 0\nend\nreturn", "def add(a, b)\n 0\nend\n__END__",
+             "def add(a, b)\n 0\nend\nFile.write('tests.rb', '')", "def eval(*) = 0\ndef add(a, b)\n 0\nend"],
+    "java": ["class A { public static void main(String[] a) { } }\n"
+             "class Problem {\n static long add(long a, long b) { return 0; }",
+             "class Problem {\n static { Problem.class.getClassLoader().setDefaultAssertionStatus(false); }\n"
+             " static long add(long a, long b) { return 0; }"],
+    "csharp": ["class A { static void Main() { } }\nclass Problem {\n static long Add(long a, long b) { return 0; }"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", CUT_OFF)
+def test_no_end_of_a_solution_cuts_off_the_tests(language, isolated):
+    try:
+        languages.find(language)
+    except UserError as error:
+        pytest.skip(str(error))
+    tests = PARTS[language][1].replace("Debug.", "System.Diagnostics.Debug.")
+    programs = [Program(text, text, tests, language=language, style="program") for text in CUT_OFF[language]]
+    with Sandbox(2, Limits(cpu_seconds=4, memory_mib=128)) as sandbox:
+        found = {verdict.name: verdict.outcome for verdict in sandbox.judge(programs)}
+    assert set(found.values()) <= {"failed", "error"}, found
+
+
 def test_a_missing_toolchain_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     languages.find.cache_clear()

@@ -89,6 +89,19 @@ def test_right_programs_pass(name, verdict_on):
     assert verdict.isolated and verdict.passed
 
 
+def test_only_what_was_asked_for_takes_part_in_the_tests(verdict_on):
+    """A solution that answers with more names would run in the place of built-ins and of the prelude's helpers."""
+    forged = (
+        "import sys\nwire = sys.modules['codegen2_jax.sandbox.wire']\ndumps = wire.dumps\n"
+        "def more(m):\n    if 'kinds' in m:\n        m = {**m, 'kinds': {**m['kinds'], 'NAME': 'callable'}}\n"
+        "    return dumps(m)\nwire.dumps = more\ndef NAME(*_):\n    return 0\ndef f(x):\n    return 7\n"
+    )
+    prelude = "def poly(x):\n    return abs(x) + 1\n"
+    for name, tests in (("abs", "assert abs(f(1)) == 0"), ("poly", "assert poly(f(1)) == 0")):
+        found = verdict_on(forged.replace("NAME", name), tests, trusted_prelude=prelude)
+        assert (found.outcome, "not asked for" in found.detail) == ("violation", True)
+
+
 def test_a_helper_of_the_prompt_is_trusted(verdict_on):
     prelude = "def poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\ndef f(xs):\n    pass\n"
     tests = "assert abs(poly([1, 2], f([1, 2]))) < 1e-4"

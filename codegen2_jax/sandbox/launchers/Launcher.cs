@@ -1,11 +1,13 @@
 using System;
 using System.IO;
+using System.Linq;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text;
 
-/// Compiles and runs a solution with its tests behind it, and says how it ended, behind a token that the program does not
-/// know: it is read before the program is loaded and kept in a local variable. The argument is the compiler's assembly.
+/// Compiles a solution with its tests behind it, runs the tests' method and says how it ended, behind a token that the
+/// program does not know: it is read before the program is loaded and kept in a local variable. The arguments are the
+/// compiler's assembly and the method's name; without one it is Main.
 public static class Launcher {
     [DllImport("libc")]
     static extern void _exit(int code);
@@ -24,7 +26,7 @@ public static class Launcher {
         try {
             var said = new StringWriter();
             string[] options = {
-                "-nologo", "-warn:0", "-define:DEBUG", "-target:exe", "-out:program.exe", "-reference:System.Numerics",
+                "-nologo", "-warn:0", "-define:DEBUG", "-target:library", "-out:program.dll", "-reference:System.Numerics",
                 "Debug.cs", "Program.cs",
             };
             Type compiler = Assembly.LoadFrom(arguments[0]).GetType("Mono.CSharp.CompilerCallableEntryPoint", true);
@@ -32,7 +34,10 @@ public static class Launcher {
             if (!(bool) compile.Invoke(null, new object[] { options, said })) {
                 Say(output, token, "compile " + said.ToString().Trim(), 1);
             }
-            MethodInfo main = Assembly.LoadFrom(Path.GetFullPath("program.exe")).EntryPoint;
+            MethodInfo main = Entry(Assembly.LoadFrom(Path.GetFullPath("program.dll")), arguments);
+            if (main == null) {
+                Say(output, token, "compile there is not exactly one class with a Main method", 1);
+            }
             main.Invoke(null, main.GetParameters().Length == 0 ? null : new object[] { new string[0] });
         } catch (TargetInvocationException wrapped) {
             kind = KindOf(wrapped.InnerException);
@@ -40,6 +45,14 @@ public static class Launcher {
             kind = KindOf(error);
         }
         Say(output, token, kind, kind == "passed" ? 0 : 1);
+    }
+
+    /// The one method of that name: where there are several, another class's would run in the place of the tests.
+    static MethodInfo Entry(Assembly program, string[] arguments) {
+        BindingFlags every = BindingFlags.Static | BindingFlags.Public | BindingFlags.NonPublic | BindingFlags.DeclaredOnly;
+        string name = arguments.Length > 1 ? arguments[1] : "Main";
+        MethodInfo[] found = program.GetTypes().SelectMany(one => one.GetMethods(every)).Where(m => m.Name == name).ToArray();
+        return found.Length == 1 ? found[0] : null;
     }
 
     static string KindOf(Exception error) {

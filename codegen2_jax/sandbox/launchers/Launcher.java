@@ -10,8 +10,8 @@ import javax.tools.JavaCompiler;
 import javax.tools.ToolProvider;
 
 /**
- * Compiles and runs a solution with its tests behind it, and says how it ended, behind a token that the program does not
- * know: it is read before the program is loaded and kept in a local variable.
+ * Compiles a solution with its tests behind it, runs the tests' method, which the argument names, and says how it ended,
+ * behind a token that the program does not know: it is read before the program is loaded and kept in a local variable.
  */
 public class Launcher {
     public static void main(String[] arguments) throws Exception {
@@ -40,9 +40,9 @@ public class Launcher {
         loader.setDefaultAssertionStatus(true);
         String kind = "passed";
         try {
-            Method main = mainOf(loader, folder, source.replace(".java", ""));
+            Method main = entry(loader, folder, arguments.length == 0 ? "main" : arguments[0]);
             if (main == null) {
-                say(out, token, "compile there is no class with a main method", 1);
+                say(out, token, "compile there is not exactly one class with a main method", 1);
             }
             main.setAccessible(true);
             main.invoke(null, (Object) new String[0]);
@@ -54,22 +54,20 @@ public class Launcher {
         say(out, token, kind, kind.equals("passed") ? 0 : 1);
     }
 
-    private static Method mainOf(ClassLoader loader, File folder, String first) throws Exception {
-        List<String> names = new ArrayList<>();
-        names.add(first);
+    /** The one method of that name: where there are several, another class's would run in the place of the tests. */
+    private static Method entry(ClassLoader loader, File folder, String method) throws Exception {
+        List<Method> found = new ArrayList<>();
         for (String name : folder.list()) {
             if (name.endsWith(".class")) {
-                names.add(name.substring(0, name.length() - 6));
+                try {
+                    Class<?> one = Class.forName(name.substring(0, name.length() - 6), false, loader);
+                    found.add(one.getDeclaredMethod(method, String[].class));
+                } catch (NoSuchMethodException error) {
+                    continue;
+                }
             }
         }
-        for (String name : names) {
-            try {
-                return Class.forName(name, false, loader).getDeclaredMethod("main", String[].class);
-            } catch (ClassNotFoundException | NoSuchMethodException error) {
-                continue;
-            }
-        }
-        return null;
+        return found.size() == 1 ? found.get(0) : null;
     }
 
     private static String kindOf(Throwable error) {

@@ -1,17 +1,21 @@
-# Runs program.rb (a solution with its tests behind it) and says how it ended, behind a token that is read before the
-# program is loaded and kept in a local variable.
+# Loads solution.rb, then tests.rb, and says how it ended, behind a token that is read before the program is loaded and
+# kept in a local variable.
 lambda do
   token = STDIN.read(33).strip
   out = STDOUT.dup
   STDIN.reopen(File::NULL)
+  tests = File.read("tests.rb")
+  File.delete("tests.rb")
   say = lambda do |text, code|
     STDOUT.flush
     out.write("\n#{token} #{text}\n")
     out.flush
     Process.exit!(code)
   end
+  evaluate = method(:eval).unbind.bind(TOPLEVEL_BINDING.receiver)
   begin
-    load "./program.rb"
+    load "./solution.rb"
+    evaluate.call(tests, TOPLEVEL_BINDING, "tests.rb", 1)
     if defined?(Test::Unit::AutoRunner)
       Test::Unit::AutoRunner.need_auto_run = false
       failed = !Test::Unit::AutoRunner.run(false, nil, ["--runner=console", "--verbose=silent"])
