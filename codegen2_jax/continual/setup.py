@@ -108,7 +108,10 @@ def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[
         splits = {split: cache.open_split(directory, name, split) for split in ("train", *SPLITS)}
         if config.tags != "none":
             tag = vocabulary.encode(info["tag"])
-            splits = {split: TaggedSplit(one, tag, info["max_lengths"][0]) for split, one in splits.items()}
+            begins = vocabulary.bos_id != vocabulary.eos_id
+            splits = {
+                split: TaggedSplit(one, tag, info["max_lengths"][0], begins=begins) for split, one in splits.items()
+            }
         tasks.append(
             TaskData(name=name, scorers=tuple(info["metrics"]), max_lengths=tuple(info["max_lengths"]), **splits)
         )
