@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegen2_jax.data.sources import Rejected, TextExample, file_digest, read_json_lines, stable_hash
+from codegen2_jax.data.sources import Rejected, TextExample, file_digest, is_unicode, read_json_lines, stable_hash
 from codegen2_jax.errors import UserError
 
 NAMES_VARIABLE = "CODEGEN2_JAX_JSONL_TASKS"
@@ -50,11 +50,19 @@ class JsonlTask:
     tag: str | None = None
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
-            raise UserError(f"task name {self.name!r} must be letters, digits and underscores, a letter first.")
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name):
+            raise UserError(
+                f"task name {self.name!r} must be letters, digits and underscores, a letter first, at most 100 of them."
+            )
+        for name in ("train", "valid", "test", "source", "target", "tag"):
+            value, optional = getattr(self, name), name in ("valid", "test", "tag")
+            if not (optional and value is None) and not (isinstance(value, str) and is_unicode(value)):
+                raise UserError(f"{name}={value!r} of task {self.name} is no text; give a string.")
         for name in ("max_source", "max_target"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 4:
-                raise UserError(f"{name}={getattr(self, name)} of task {self.name} is too small; give at least 4.")
+            value = getattr(self, name)
+            if type(value) is not int or value < 4:
+                fault = "too small" if type(value) is int else "no whole number"
+                raise UserError(f"{name}={value!r} of task {self.name} is {fault}; give at least 4.")
         unknown = [scorer for scorer in self.scorers if scorer not in SCORERS]
         if unknown or not self.scorers:
             raise UserError(f"scorers={list(self.scorers)} of task {self.name}: choose from {list(SCORERS)}.")
@@ -74,11 +82,12 @@ def parse(given: Any) -> tuple[JsonlTask, ...]:
     if isinstance(given, str):
         path = Path(given)
         try:
-            folder, given = path.absolute().parent, json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            folder, given = path.absolute().parent, json.loads(path.read_text(encoding="utf-8-sig"))
+        except OSError:
             raise UserError(f"JSONL_TASKS={str(path)!r} is no file; give the path of a JSON list of tasks.") from None
-        except ValueError as error:
-            raise UserError(f"JSONL_TASKS={str(path)!r} is not JSON: {error}.") from None
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise UserError(f"JSONL_TASKS={str(path)!r} is not JSON: {reason}.") from None
     if not isinstance(given, Sequence) or not given:
         raise UserError(
             f"JSONL_TASKS={given!r} names no task; give a tuple of dictionaries, or the path of a JSON file."
@@ -103,11 +112,12 @@ def _task(entry: Any, folder: Path) -> JsonlTask:
         )
     values = dict(entry)
     for name in ("train", "valid", "test"):
-        if values.get(name) is not None:
-            values[name] = str(folder / str(values[name]))
-    if "scorers" in values:
-        values["scorers"] = (values["scorers"],) if isinstance(values["scorers"], str) else tuple(values["scorers"])
-    return JsonlTask(**values)
+        if isinstance(values.get(name), str):
+            values[name] = str(folder / values[name])
+    scorers = values.get("scorers", JsonlTask.scorers)
+    if not isinstance(scorers, str | Sequence):
+        raise UserError(f"scorers={scorers!r} of task {values['name']} is no list; choose from {list(SCORERS)}.")
+    return JsonlTask(**values | {"scorers": (scorers,) if isinstance(scorers, str) else tuple(scorers)})
 
 
 def environment(tasks: Sequence[JsonlTask]) -> dict[str, str]:

@@ -18,6 +18,7 @@ def write(path, rows):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "titles.jsonl", [{"text": f"text {i % 150}", "title": f"t{i}"} for i in range(200)])
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     write(tmp_path / "other.jsonl", [{"text": ["a", "b"], "title": "x"}, {"text": "", "title": "y"}, {"text": "c"}])
     return tmp_path
 
@@ -41,7 +42,7 @@ def test_a_split_with_a_file_of_its_own_takes_all_of_it_and_rejects_with_the_lin
 
 def test_a_json_file_holds_a_stream_and_paths_start_in_its_folder(folder, monkeypatch):
     tasks = [TASK, TASK | {"name": "again", "scorers": ["exact_match"], "max_source": 40}]
-    (folder / "stream.json").write_text(json.dumps(tasks))
+    (folder / "stream.json").write_text(json.dumps(tasks), encoding="utf-8-sig")
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -68,12 +69,24 @@ def test_the_environment_carries_every_task(folder, monkeypatch):
         ((TASK, TASK), "names a task twice"),
         ((TASK | {"name": "my task"},), "'my task' must be letters"),
         ((TASK | {"scorers": ("bleu",)},), r"scorers=\['bleu'\] of task titles: choose from"),
+        ((TASK | {"scorers": 3},), r"scorers=3 of task titles is no list; choose from \['codet5_bleu'"),
+        ((TASK | {"scorers": (3,)},), r"scorers=\[3\] of task titles: choose from"),
         ((TASK | {"max_source": 2},), "max_source=2 of task titles is too small"),
+        ((TASK | {"max_target": "9"},), "max_target='9' of task titles is no whole number"),
+        ((TASK | {"name": 3},), "task name 3 must be letters"),
+        ((TASK | {"name": "x" * 300},), "at most 100 of them"),
+        ((TASK | {"train": 3},), "train=3 of task titles is no text; give a string"),
+        ((TASK | {"source": None},), "source=None of task titles is no text"),
+        ((TASK | {"valid": False},), "valid=False of task titles is no text"),
+        ((TASK | {"tag": "\ud800"},), r"tag='\\ud800' of task titles is no text"),
+        (".", "'.' is no file"),
+        ("deep.json", "'deep.json' is not JSON: nested too deeply"),
     ],
 )
 def test_a_slip_is_told_in_one_line(folder, given, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         jsonl.parse(given)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(folder):
