@@ -32,6 +32,14 @@ IN_MEMORY_BYTES = 256 * 2**20
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # one record per read, and no time spent on decompressing it
 
 
+class EmptySplitError(UserError):
+    """No record of a split can be used. reading: the counts, where the one who raises this has them."""
+
+    def __init__(self, split: str, reading=None):
+        super().__init__(f"split {split!r} has no usable record; check the task's source and its rejected rows.")
+        self.reading = reading
+
+
 def pack(record: Mapping) -> bytes:
     """Serialises strings, integers and integer arrays."""
     fields = {}
@@ -52,7 +60,7 @@ def write_split(
 ) -> dict:
     """Writes the records in order and returns the split's entry in `info["splits"]`: examples, shards, sha256.
 
-    Raises UserError when there is none.
+    Raises EmptySplitError when there is none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     records, parts, lengths = iter(records), [], []
@@ -80,7 +88,7 @@ def finish_split(
     `lengths` are those of all records, [N, 2]; `digests` the parts' sha256, taken here where they are not given.
     """
     if not parts:
-        raise UserError(f"split {split!r} has no usable record; check the task's source and its rejected rows.")
+        raise EmptySplitError(split)
     shards = {}
     for number, part in enumerate(parts):
         shard = directory / f"{split}-{number:05d}-of-{len(parts):05d}.array_record"

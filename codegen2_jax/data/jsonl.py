@@ -5,6 +5,7 @@ A task is described by a plain dictionary (a gin literal, or an entry of a JSON 
     {"name": "titles", "train": "titles.jsonl", "source": "text", "target": "title"}
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -14,7 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegen2_jax.data.sources import Rejected, TextExample, file_digest, is_unicode, read_json_lines, stable_hash
+from codegen2_jax.data.sources import (
+    SPLITS,
+    Rejected,
+    TextExample,
+    file_digest,
+    is_unicode,
+    read_json_lines,
+    stable_hash,
+)
 from codegen2_jax.errors import UserError
 
 NAMES_VARIABLE = "CODEGEN2_JAX_JSONL_TASKS"
@@ -31,7 +40,7 @@ class JsonlTask:
       name: letters, digits and underscores.
       train: a JSON-lines file; a relative path starts in the working directory.
       valid, test: likewise; without one a tenth of the train file serves, the same rows on every machine, chosen by a
-        hash of the source, so that equal sources are in one split.
+        hash of the source, so that equal sources are in one split. Three different sources are enough for a row each.
       source, target: fields that hold a string or a list of strings (joined by spaces).
       max_source, max_target: longest source and target in tokens, <s> and </s> included.
       scorers: how outputs are compared, from `SCORERS`; the first decides with exact match which state is best.
@@ -145,16 +154,20 @@ class SplitRows:
 
 @functools.lru_cache(maxsize=8)
 def read_split(task: JsonlTask, split: str) -> SplitRows:
-    """Reads one split. Rows that cannot be used are rejected with file and line; a missing file is a UserError."""
+    """Reads one split. Rows that cannot be used are rejected with file and line.
+
+    Raises UserError for a missing file, and where no row is left for the split.
+    """
     path = Path(getattr(task, split) or task.train)
     if not path.is_file():
         raise UserError(f"{path} is missing; the field '{split}' of task {task.name} must name a JSON-lines file.")
     has_own_file = split != "train" and getattr(task, split) is not None
     numbered, rejected = read_json_lines(path, (task.source, task.target))
+    texts = [(number, _text(row[task.source]), _text(row[task.target])) for number, row in numbered]
+    parts = {} if has_own_file else _parts(task, [source for _, source, target in texts if source and target])
     examples, rows = [], 0
-    for number, row in numbered:
-        source, target = (_text(row[field]) for field in (task.source, task.target))
-        if not has_own_file and _part(task, source) != split:
+    for number, source, target in texts:
+        if not has_own_file and (parts.get(source) or _part(task, source)) != split:
             continue
         rows += 1
         if not source or not target:
@@ -162,20 +175,55 @@ def read_split(task: JsonlTask, split: str) -> SplitRows:
             rejected.append(Rejected(file=str(path), line=number, reason=reason))
         else:
             examples.append(TextExample(id=f"{task.name}/{split}/{number}", inputs=source, targets=target))
+    rejected.sort(key=lambda one: one.line)
+    if not examples:
+        raise UserError(_nothing_left(task, split, path, texts, rejected))
     return SplitRows(
-        examples=tuple(examples),
-        rejected=tuple(sorted(rejected, key=lambda one: one.line)),
-        digests={str(path): file_digest(path)},
-        rows=rows,
+        examples=tuple(examples), rejected=tuple(rejected), digests={str(path): file_digest(path)}, rows=rows
     )
 
 
 def _part(task: JsonlTask, source: str) -> str:
-    """The split that a row of the train file feeds."""
+    """The split that a row of the train file feeds, by the hash of its source."""
     position = stable_hash(source) % 10
     if task.valid is None and position == 0:
         return "valid"
     return "test" if task.test is None and position == 1 else "train"
+
+
+def _parts(task: JsonlTask, sources: Sequence[str]) -> dict[str, str]:
+    """{source: split} of the usable rows of the train file.
+
+    Of a few rows the hash may leave a split without any. It then gets the source with the lowest hash of the split that
+    has most, as long as there are enough different ones.
+    """
+    parts = {source: _part(task, source) for source in sources}
+    fed = [split for split in SPLITS if split == "train" or getattr(task, split) is None]
+    if len(parts) < len(fed):
+        return parts
+    for split in fed:
+        sizes = collections.Counter(parts.values())
+        if not sizes[split]:
+            giver = max(fed, key=lambda name: sizes[name])
+            parts[min((one for one in parts if parts[one] == giver), key=stable_hash)] = split
+    return parts
+
+
+def _nothing_left(
+    task: JsonlTask, split: str, path: Path, texts: Sequence[tuple[int, str, str]], rejected: Sequence[Rejected]
+) -> str:
+    """What to say where no row of a file feeds the split."""
+    usable = [source for _, source, target in texts if source and target]
+    counts = f"{len(usable)} usable rows with {len(set(usable))} different sources"
+    if rejected:
+        first = rejected[0]
+        counts += f", {len(rejected)} rejected rows, the first in line {first.line}: {first.reason}"
+    remedy = "correct its rows, or the fields 'source' and 'target'"
+    if usable:  # too few for every split that this one file feeds
+        shared = [name for name in ("valid", "test") if getattr(task, name) is None]
+        files = " and ".join(f"'{name}'" for name in shared)
+        remedy = f"give {files} files, or a train file with at least {len(shared) + 1} different sources"
+    return f"task {task.name} has no row for its split {split!r}: {path} has {counts}; {remedy}."
 
 
 def _text(value: str | Sequence[str]) -> str:

@@ -93,3 +93,56 @@ def test_a_missing_file_is_named(folder):
     (task,) = jsonl.parse((TASK | {"valid": "none.jsonl"},))
     with pytest.raises(UserError, match="none.jsonl is missing; the field 'valid' of task titles"):
         jsonl.read_split(task, "valid")
+
+
+def sources_of(task):
+    return {split: {one.inputs for one in jsonl.read_split(task, split).examples} for split in jsonl.SPLITS}
+
+
+@pytest.mark.parametrize("count", [3, 4, 12])
+def test_a_few_rows_feed_every_split(folder, count):
+    """Of three to twelve rows the hash alone leaves valid or test empty, for these texts."""
+    for seed in range(20):
+        rows = [{"text": f"{seed} {i}", "title": "t"} for i in range(count)]
+        write(folder / "few.jsonl", [*rows, rows[0], {"text": "no title", "title": " "}])
+        jsonl.read_split.cache_clear()
+        (task,) = jsonl.parse((TASK | {"train": "few.jsonl"},))
+        found = sources_of(task)
+        assert all(found.values()) and sum(map(len, found.values())) == count
+        jsonl.read_split.cache_clear()
+        assert sources_of(task) == found
+
+
+def test_rows_that_feed_every_split_by_their_hash_stay_where_they_are(folder):
+    (task,) = jsonl.parse((TASK,))
+    for split, sources in sources_of(task).items():
+        assert {jsonl.stable_hash(source) % 10 for source in sources} == {"valid": {0}, "test": {1}}.get(
+            split, set(range(2, 10))
+        )
+
+
+FAULTS = {
+    "two sources": (
+        {},
+        "task titles has no row for its split '(train|valid|test)': .*few.jsonl has 3 usable rows with 2 different "
+        "sources; give 'valid' and 'test' files, or a train file with at least 3 different sources",
+    ),
+    "valid file": (
+        {"test": "other.jsonl", "valid": "one.jsonl"},
+        "'valid': .*one.jsonl has 0 usable rows .* 1 rejected rows, the first in line 2: no field title; correct its "
+        "rows, or the fields 'source' and 'target'",
+    ),
+    "field": ({"target": "titel"}, "'train': .*few.jsonl has 0 .*3 rejected rows, the first in line 1: no field titel"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_split_without_a_row_says_file_counts_reason_and_remedy(folder, name):
+    changes, message = FAULTS[name]
+    write(folder / "few.jsonl", [{"text": text, "title": "t"} for text in "aab"])
+    (folder / "one.jsonl").write_text('\n{"text": "a"}\n')
+    jsonl.read_split.cache_clear()
+    (task,) = jsonl.parse((TASK | {"train": "few.jsonl"} | changes,))
+    with pytest.raises(UserError, match=message) as caught:
+        sources_of(task)
+    assert "\n" not in str(caught.value)
