@@ -59,8 +59,8 @@ def _cache_of(config: Any, vocabulary_directory: str) -> dict:
     if config.jsonl_tasks is not None:
         tasks = jsonl.parse(config.jsonl_tasks)
         environment |= jsonl.environment(tasks)
-        if names == ("jsonl",):
-            names = tuple(task.name for task in tasks)
+        given = tuple(task.name for task in tasks)
+        names = tuple(name for part in names for name in (given if part == "jsonl" else (part,)))
     elif "jsonl" in names:
         raise UserError("STREAM='jsonl' needs JSONL_TASKS; streams/jsonl.gin shows how to give it.")
     return {

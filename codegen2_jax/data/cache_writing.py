@@ -126,6 +126,9 @@ def _import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...
         # A module imported before has registered its tasks already: its streams still name them.
         named = {task for stream in getattr(module, "STREAMS", {}).values() for task in stream}
         homes |= dict.fromkeys((set(seqio.TaskRegistry.names()) - before) | named, module)
+    both = sorted(set(streams) & set(homes))
+    if both:
+        raise UserError(f"{', '.join(both)} is the name of a stream and of a task; give one of them another name.")
     return streams, homes
 
 

@@ -29,6 +29,20 @@ from codegen2_jax.errors import UserError
 NAMES_VARIABLE = "CODEGEN2_JAX_JSONL_TASKS"
 """Environment of the caching process: the tasks' names, joined by commas. Each task has a variable of its own."""
 
+BUILT_IN = frozenset({
+    "jsonl",  # the stream of all tasks given
+    "pytask_cl", "pytask_generate", "pytask_translate", "pytask_summarize", "pytask_refine",
+    "codetask_cl", "codetask_concode", "codetask_translate", "codetask_summarize", "codetask_refine",
+    "tiny_ci", "tiny_copy", "tiny_reverse", "tiny_upper",
+    "understanding", "boolq", "defect", "piqa", "poj104_pairs",
+    "humaneval", "humaneval_infill_single_line", "humaneval_infill_multi_line", "humaneval_infill_random_span",
+    "humaneval_infill_random_span_light", "mbpp", "mbpp_sanitized", "mtpb",
+    "pretraining", "pretraining_windows", "pretraining_pairs", "pretraining_javascript", "pretraining_abstracted",
+    "documents", "documents_python", "documents_text", "documents_codetask_java", "documents_codetask_c_sharp",
+    "documents_codetask_ruby",
+})  # fmt: skip
+"""Names of tasks and streams that have data already."""
+
 SCORERS = ("codet5_bleu", "codet5_smooth_bleu", "exact_match", "codebleu_java", "codebleu_c_sharp")
 
 
@@ -37,7 +51,7 @@ class JsonlTask:
     """One task.
 
     Attributes:
-      name: letters, digits and underscores.
+      name: letters, digits and underscores; none that another task or stream has.
       train: a JSON-lines file; a relative path starts in the working directory.
       valid, test: likewise; without one a tenth of the train file serves, the same rows on every machine, chosen by a
         hash of the source, so that equal sources are in one split. Three different sources are enough for a row each.
@@ -62,6 +76,11 @@ class JsonlTask:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", self.name):
             raise UserError(
                 f"task name {self.name!r} must be letters, digits and underscores, a letter first, at most 100 of them."
+            )
+        if self.name in BUILT_IN:
+            raise UserError(
+                f"task name {self.name!r} of JSONL_TASKS is taken by a task or stream that has data of its own; choose "
+                f"another, such as 'my_{self.name}'."
             )
         for name in ("train", "valid", "test", "source", "target", "tag"):
             value, optional = getattr(self, name), name in ("valid", "test", "tag")

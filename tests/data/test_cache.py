@@ -223,6 +223,26 @@ def test_staleness_has_a_reason_for_each_change(tmp_path):
     assert reason() == ""
 
 
+def test_a_task_defined_in_the_environment_is_never_another_of_its_name(tmp_path, vocabulary_dir):
+    digest, variable = Vocabulary.from_directory(vocabulary_dir).digest, "CODEGEN2_JAX_JSONL_mine"
+    info = {"format": cache.FORMAT, "task": "mine", "vocabulary": digest, "environment": {}, "sources": {}}
+
+    def missing(recorded=None, **environment):
+        recorded = {} if recorded is None else {variable: recorded}
+        (tmp_path / "mine" / "info.json").write_text(json.dumps(info | {"environment": recorded}))
+        return cache.missing(["mine"], cache_dir=tmp_path, vocabulary_dir=vocabulary_dir, environment=environment)
+
+    (tmp_path / "mine").mkdir()
+    assert missing() == missing("A") == missing("A", **{variable: "A"}) == {}
+    stale = {"mine": "the cache of mine is out of date, it was made from another definition of the task"}
+    assert missing(**{variable: "A"}) == missing("B", **{variable: "A"}) == stale
+    (tmp_path / "mine").rename(tmp_path / "one")
+    (tmp_path / cache.STREAMS_FILE).write_text('{"mine": ["one"]}')  # a stream that was cached before
+    keywords = {"cache_dir": tmp_path, "vocabulary_dir": vocabulary_dir}
+    assert cache.missing(["mine"], **keywords) == {}
+    assert cache.missing(["mine"], **keywords, environment={variable: "A"}) == {"mine": "there is no cache yet"}
+
+
 def test_without_seqio_the_message_says_what_to_install(tmp_path, monkeypatch, vocabulary_dir):
     monkeypatch.setitem(sys.modules, "seqio", None)
     with pytest.raises(UserError, match=r"pip install 'codegen2_jax\[seqio\]'"):
