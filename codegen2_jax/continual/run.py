@@ -179,13 +179,14 @@ class Run:
         """Appends a row to R; the row before training (stage None) is decoded without a prompt."""
         before = not meta["rows"]
         name = "before training" if before else f"after {self._name(meta['stage'])}"
-        with self.tracker.progress(f"scoring {name}", 2 * self.num_tasks) as progress:
+        cells = len(self.setup.scored) * self.num_tasks
+        with self.tracker.progress(f"scoring {name}", cells) as progress:
             selection = None if before or self.config.prompt is None else "pool"
             row, details = scoring.score_row(self.setup, state, selection=selection, progress=progress)
         meta["rows"].append(row)
         if not before and meta["stage"] == self.num_stages - 1 and self._retrieves():
             # What wrong retrieval costs: the same prompts, found by the true task id (oracle_gap).
-            with self.tracker.progress("scoring with the true task id", 2 * self.num_tasks) as progress:
+            with self.tracker.progress("scoring with the true task id", cells) as progress:
                 oracle, _ = scoring.score_row(self.setup, state, selection="oracle", progress=progress)
             for split, columns in oracle.items():
                 row[split] = row[split] | {f"{column}{ORACLE}": values for column, values in columns.items()}
