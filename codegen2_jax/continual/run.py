@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from codegen2_jax.continual import results, scoring
+from codegen2_jax.continual import data_record, results, scoring
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE
 from codegen2_jax.continual.setup import Setup
@@ -215,6 +215,7 @@ class Run:
             self.tracker.resume(-1)
             self._announce("starting")
             meta = {"stage": 0, "trained": False, "rows": [], "diagnostics": [], "wall_seconds": 0.0}
+            meta |= {"tasks": setup.data}
             meta |= {"examples_seen": 0, "replayed_seen": 0, "buffer": Buffer().to_json(), **_start_of_stage(0)}
             state = setup.new_state()
             self._score(state, meta)
@@ -223,6 +224,7 @@ class Run:
             self._save(state, best, meta, step=0)
             return state, best, meta
         number, saved, meta = restored
+        data_record.check_restored(meta.get("tasks"), setup.data, self.config.model_dir)
         self.began -= meta["wall_seconds"]
         frozen = setup.new_state().frozen
         state = TrainState(frozen=frozen, **{name: value for name, value in saved.items() if name != "best"})

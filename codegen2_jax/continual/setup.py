@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codegen2_jax import processes
+from codegen2_jax.continual import data_record
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
@@ -82,6 +83,13 @@ def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
 def is_cached(config: Any, vocabulary_directory: str) -> bool:
     """Whether `open_tasks` would find everything made."""
     return not cache.missing(**_cache_of(config, vocabulary_directory))
+
+
+def check_finished(config: Any, record: dict) -> None:
+    """Raises UserError when the data has changed since the run behind `record` (scores.json) finished."""
+    arguments = _cache_of(config, "")
+    del arguments["vocabulary_dir"]
+    data_record.check_finished(record.get("data"), config.model_dir, **arguments)
 
 
 def task_names(config: Any) -> tuple[str, ...]:
@@ -166,6 +174,12 @@ class Setup:
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]
         if with_data:
             self.tasks = open_tasks(config, self.loaded.vocabulary_directory, self.vocabulary)
+            self.data = data_record.read(
+                cache.cache_directory(config.cache_dir),
+                [task.name for task in self.tasks],
+                splits=("train", *self.scored),
+                tags=config.tags != "none",
+            )
             # One set of shapes for all tasks: each shape is compiled once, whichever task it serves.
             splits = [task.split(name) for task in self.tasks for name in ("train", *self.scored)]
             lengths = [loader.record_lengths(split) for split in splits]

@@ -14,7 +14,7 @@ import jax
 from codegen2_jax.continual import results, retrieval
 from codegen2_jax.continual.replay import Replay
 from codegen2_jax.continual.run import Run
-from codegen2_jax.continual.setup import SPLITS, Setup, is_cached, open_tasks
+from codegen2_jax.continual.setup import SPLITS, Setup, check_finished, is_cached, open_tasks
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory
@@ -147,6 +147,7 @@ class ContinualLearning:
         ):
             finished = run_directory.finished(directory, digest)
             if finished is not None:
+                check_finished(self, finished)
                 tracker.message(f"{self.model_dir} is finished; its results are in {directory / 'scores.json'}.")
                 results.show(tracker, finished)
                 return

@@ -98,7 +98,12 @@ class JsonlTask:
     @property
     def variable(self) -> str:
         """The environment variable that carries this task to the caching process."""
-        return f"CODEGEN2_JAX_JSONL_{self.name}"
+        return variable_of(self.name)
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of the task of that name."""
+    return f"CODEGEN2_JAX_JSONL_{name}"
 
 
 def parse(given: Any) -> tuple[JsonlTask, ...]:
@@ -157,7 +162,7 @@ def environment(tasks: Sequence[JsonlTask]) -> dict[str, str]:
 def from_environment() -> tuple[JsonlTask, ...]:
     """The inverse of `environment`; no tasks where the variable is not set."""
     names = [name for name in os.environ.get(NAMES_VARIABLE, "").split(",") if name]
-    stored = [json.loads(os.environ[f"CODEGEN2_JAX_JSONL_{name}"]) for name in names]
+    stored = [json.loads(os.environ[variable_of(name)]) for name in names]
     return tuple(JsonlTask(**{**one, "scorers": tuple(one["scorers"])}) for one in stored)
 
 
