@@ -3,8 +3,11 @@
 import functools
 from collections.abc import Sequence
 
+import seqio
+
 from codegen2_jax.data import jsonl
 from codegen2_jax.data.sources import TextExample
+from codegen2_jax.errors import UserError
 from tasks import sequences
 
 _TASKS = {task.name: task for task in jsonl.from_environment()}
@@ -31,6 +34,8 @@ def provenance(task: str, split: str) -> dict:
 
 
 for _name, _task in _TASKS.items():
+    if _name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+        raise UserError(f"task name {_name!r} of JSONL_TASKS is taken by another task or stream; choose another.")
     sequences.register(
         _name,
         functools.partial(_read, _name),

@@ -57,5 +57,7 @@ def test_a_task_module_of_your_own(tmp_path, environment):
     (module,) = blocks("adding_a_task.md", "python")
     (tmp_path / "my_tasks.py").write_text(module)
     flags = ("--gin.STREAM='greetings'", "--gin.stream.ContinualLearning.task_modules=('my_tasks',)")
+    flags += ("--gin.EVAL_SPLITS=('valid',)",)  # not that it lacks a test split, but a run may do without
     record = train(tmp_path, environment, "--gin_file=pp_tf.gin", *flags)
     assert record["complete"] and record["stream"] == ["greet", "part"]
+    assert set(record["splits"]) == set(record["summary"]) == set(record["baselines"]["copy"]) == {"valid"}

@@ -22,7 +22,7 @@ from codegen2_jax.training.step import TrainState
 def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str, Any]:
     """The contents of scores.json for a run that stands at `meta`."""
     config = setup.config
-    digests = [task.split(name).digest for task in setup.tasks for name in ("train", *SPLITS)]
+    digests = [task.split(name).digest for task in setup.tasks for name in ("train", *setup.scored)]
     shapes = setup.state_shapes
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (shapes.trainable, shapes.frozen)]
     record = Scores(
@@ -41,6 +41,7 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
             "weights_digest": setup.loaded.digest,
             "config_digest": digest,
             "data_digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "data": setup.data,
             "decoding": config.decoding.identifier(config.decoding.scoring_beams),
             "eval_examples": config.eval_examples,
             "future_data_in_init": config.prompt is not None and config.prompt.sees_future_data,
@@ -117,15 +118,17 @@ def _replay_cost(setup: Setup, meta: dict) -> dict[str, Any]:
 
 
 def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, last: int) -> dict[str, Any]:
-    """What the pool selected for the scored test examples once task `last` was learned, JSON-able.
+    """What the pool selected for the scored examples, those of test where it is scored, once task `last` was learned.
 
     details: {(split, task): scoring.TaskScores}. Also writes diagnostics/stage_<n>.npz (keys, queries, selections),
-    from which the next stage computes how far the keys moved.
+    from which the next stage computes how far the keys moved. Returns what is JSON-able.
     """
-    scored = [details["test", task] for task in range(len(setup.tasks))]
+    split = setup.scored[-1]
+    scored = [details[split, task] for task in range(len(setup.tasks))]
     limit = setup.config.eval_examples
     queries = [
-        setup.queries_of(data.test, limit=limit)[part.records_N] for data, part in zip(setup.tasks, scored, strict=True)
+        setup.queries_of(data.split(split), limit=limit)[part.records_N]
+        for data, part in zip(setup.tasks, scored, strict=True)
     ]
     key_MD = to_host(state.trainable["prompt"]["keys"]).astype(np.float32)
     selected_BK = np.concatenate([part.selected_NK for part in scored])
@@ -158,7 +161,7 @@ def show(tracker: Any, record: dict) -> None:
             if metric.endswith(ORACLE):
                 continue  # one row, and `oracle_gap` says what it comes to
             tracker.message("\n".join(["", *format_matrix(record, split=split, metric=metric)]))
-    for split in SPLITS:
+    for split in [split for split in SPLITS if split in record["splits"]]:
         tracker.message("\n".join(["", *format_summary(record, split=split)]))
     for name, values in record["diagnostics"].items():
         if isinstance(values[-1], list) and all(isinstance(value, float) for value in values[-1]):

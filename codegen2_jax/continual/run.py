@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from codegen2_jax.continual import results, scoring
+from codegen2_jax.continual import data_record, results, scoring
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE
 from codegen2_jax.continual.setup import Setup
@@ -179,13 +179,14 @@ class Run:
         """Appends a row to R; the row before training (stage None) is decoded without a prompt."""
         before = not meta["rows"]
         name = "before training" if before else f"after {self._name(meta['stage'])}"
-        with self.tracker.progress(f"scoring {name}", 2 * self.num_tasks) as progress:
+        cells = len(self.setup.scored) * self.num_tasks
+        with self.tracker.progress(f"scoring {name}", cells) as progress:
             selection = None if before or self.config.prompt is None else "pool"
             row, details = scoring.score_row(self.setup, state, selection=selection, progress=progress)
         meta["rows"].append(row)
         if not before and meta["stage"] == self.num_stages - 1 and self._retrieves():
             # What wrong retrieval costs: the same prompts, found by the true task id (oracle_gap).
-            with self.tracker.progress("scoring with the true task id", 2 * self.num_tasks) as progress:
+            with self.tracker.progress("scoring with the true task id", cells) as progress:
                 oracle, _ = scoring.score_row(self.setup, state, selection="oracle", progress=progress)
             for split, columns in oracle.items():
                 row[split] = row[split] | {f"{column}{ORACLE}": values for column, values in columns.items()}
@@ -214,6 +215,7 @@ class Run:
             self.tracker.resume(-1)
             self._announce("starting")
             meta = {"stage": 0, "trained": False, "rows": [], "diagnostics": [], "wall_seconds": 0.0}
+            meta |= {"tasks": setup.data}
             meta |= {"examples_seen": 0, "replayed_seen": 0, "buffer": Buffer().to_json(), **_start_of_stage(0)}
             state = setup.new_state()
             self._score(state, meta)
@@ -222,6 +224,7 @@ class Run:
             self._save(state, best, meta, step=0)
             return state, best, meta
         number, saved, meta = restored
+        data_record.check_restored(meta.get("tasks"), setup.data, self.config.model_dir)
         self.began -= meta["wall_seconds"]
         frozen = setup.new_state().frozen
         state = TrainState(frozen=frozen, **{name: value for name, value in saved.items() if name != "best"})

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from codegen2_jax.continual.setup import SPLITS, Setup
+from codegen2_jax.continual.setup import Setup
 from codegen2_jax.evaluation import runner
 from codegen2_jax.training.step import TrainState
 
@@ -69,9 +69,9 @@ def score_row(setup: Setup, state: TrainState, *, selection: str | None, progres
 
     Returns ({split: {column: [score of each task]}}, {(split, task): TaskScores}).
     """
-    row: dict = {split: collections.defaultdict(list) for split in SPLITS}
+    row: dict = {split: collections.defaultdict(list) for split in setup.scored}
     details = {}
-    for split in SPLITS:
+    for split in setup.scored:
         for task in range(len(setup.tasks)):
             beams = setup.config.decoding.scoring_beams
             details[split, task] = score_task(setup, state, task, split, beams=beams, selection=selection)
@@ -89,10 +89,10 @@ def constant_output(texts: list[str]) -> str:
 
 def baselines(setup: Setup) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Scores of copying the source and of one constant output: {name: {split: {column: [score of each task]}}}."""
-    result = {name: {split: collections.defaultdict(list) for split in SPLITS} for name in BASELINES}
+    result = {name: {split: collections.defaultdict(list) for split in setup.scored} for name in BASELINES}
     for task, data in enumerate(setup.tasks):
         constant = constant_output([data.train[i]["targets_text"] for i in range(len(data.train))])
-        for split in SPLITS:
+        for split in setup.scored:
             batches = setup.evaluation_batches(task, split)
             records = sorted(int(r) for batch in batches for r in batch["record_B"][batch["valid_B"]])
             examples = [data.split(split)[record] for record in records]

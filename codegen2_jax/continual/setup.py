@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codegen2_jax import processes
+from codegen2_jax.continual import data_record
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
@@ -39,7 +40,10 @@ CHECKED_LENGTH = 328
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """One task of the stream: its splits, its scorers, and its longest source and target in tokens."""
+    """One task of the stream: its splits, its scorers, and its longest source and target in tokens.
+
+    test: None where it is not scored (`eval_splits`).
+    """
 
     name: str
     train: Any
@@ -59,8 +63,8 @@ def _cache_of(config: Any, vocabulary_directory: str) -> dict:
     if config.jsonl_tasks is not None:
         tasks = jsonl.parse(config.jsonl_tasks)
         environment |= jsonl.environment(tasks)
-        if names == ("jsonl",):
-            names = tuple(task.name for task in tasks)
+        given = tuple(task.name for task in tasks)
+        names = tuple(name for part in names for name in (given if part == "jsonl" else (part,)))
     elif "jsonl" in names:
         raise UserError("STREAM='jsonl' needs JSONL_TASKS; streams/jsonl.gin shows how to give it.")
     return {
@@ -79,6 +83,13 @@ def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
 def is_cached(config: Any, vocabulary_directory: str) -> bool:
     """Whether `open_tasks` would find everything made."""
     return not cache.missing(**_cache_of(config, vocabulary_directory))
+
+
+def check_finished(config: Any, record: dict) -> None:
+    """Raises UserError when the data has changed since the run behind `record` (scores.json) finished."""
+    arguments = _cache_of(config, "")
+    del arguments["vocabulary_dir"]
+    data_record.check_finished(record.get("data"), config.model_dir, **arguments)
 
 
 def task_names(config: Any) -> tuple[str, ...]:
@@ -100,19 +111,38 @@ def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[
     tasks = []
     for name in names:
         info = cache.read_info(directory, name)
-        for split in ("train", *SPLITS):
-            if not info["splits"].get(split, {}).get("examples"):
-                raise UserError(f"task {name} has no examples in split {split!r}; see {directory}/{name}/info.json.")
-            if not info.get("has_targets", {}).get(split, True):
-                raise UserError(f"task {name} has no targets in its split {split!r}; scoring it would mean nothing.")
-        splits = {split: cache.open_split(directory, name, split) for split in ("train", *SPLITS)}
+        for split in ("train", *config.eval_splits):
+            _check_split(config, info, split)
+        splits = {split: cache.open_split(directory, name, split) for split in ("train", *config.eval_splits)}
         if config.tags != "none":
             tag = vocabulary.encode(info["tag"])
-            splits = {split: TaggedSplit(one, tag, info["max_lengths"][0]) for split, one in splits.items()}
+            begins = vocabulary.bos_id != vocabulary.eos_id
+            splits = {
+                split: TaggedSplit(one, tag, info["max_lengths"][0], begins=begins) for split, one in splits.items()
+            }
         tasks.append(
-            TaskData(name=name, scorers=tuple(info["metrics"]), max_lengths=tuple(info["max_lengths"]), **splits)
+            TaskData(
+                name=name,
+                scorers=tuple(info["metrics"]),
+                max_lengths=tuple(info["max_lengths"]),
+                **{"test": None, **splits},
+            )
         )
     return tasks
+
+
+def _check_split(config: Any, info: dict, split: str) -> None:
+    """Raises UserError for a split without examples, or without the targets that a score or a loss needs."""
+    examples = info["splits"].get(split, {}).get("examples", 0)
+    if examples and info.get("has_targets", {}).get(split, True):
+        return
+    fault = f"its split {split!r} has {examples} examples"
+    fault += " and no target" if examples else ""
+    remedy = f"give it a {split} file with targets"
+    if split == "test":
+        remedy = f"score the valid split alone, --gin.EVAL_SPLITS='(\"valid\",)', or {remedy}"
+    use = "training needs it" if split == "train" else f"EVAL_SPLITS={tuple(config.eval_splits)!r} scores it"
+    raise UserError(f"task {info['task']}: {fault}, but {use}; {remedy}.")
 
 
 class Setup:
@@ -140,11 +170,19 @@ class Setup:
         )
         self.put = functools.partial(partitioning.put_batch, self.layout)
         self.put_whole = functools.partial(partitioning.put_batch, self.layout, whole=True)
+        self.scored = tuple(config.eval_splits)
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]
         if with_data:
             self.tasks = open_tasks(config, self.loaded.vocabulary_directory, self.vocabulary)
+            self.data = data_record.read(
+                cache.cache_directory(config.cache_dir),
+                [task.name for task in self.tasks],
+                splits=("train", *self.scored),
+                tags=config.tags != "none",
+            )
             # One set of shapes for all tasks: each shape is compiled once, whichever task it serves.
-            lengths = [loader.record_lengths(task.split(name)) for task in self.tasks for name in ("train", *SPLITS)]
+            splits = [task.split(name) for task in self.tasks for name in ("train", *self.scored)]
+            lengths = [loader.record_lengths(split) for split in splits]
             source_N, target_N = (np.concatenate(part) for part in zip(*lengths, strict=True))
             self.shapes = converters.choose_shapes(source_N, target_N, count=config.num_shapes)
         self.stages = stages_of(config.walk, len(self.tasks) or ASSUMED_TASKS)
@@ -381,7 +419,9 @@ class Setup:
             return self.queries_of(split, limit=limit)[loader.evenly_spaced(len(split), limit)]
 
         return [
-            TaskQueries(task.name, some(task.train, TRAIN_QUERIES), some(task.test, self.config.eval_examples))
+            TaskQueries(
+                task.name, some(task.train, TRAIN_QUERIES), some(task.split(self.scored[-1]), self.config.eval_examples)
+            )
             for task in self.tasks
         ]
 

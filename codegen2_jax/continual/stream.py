@@ -14,7 +14,7 @@ import jax
 from codegen2_jax.continual import results, retrieval
 from codegen2_jax.continual.replay import Replay
 from codegen2_jax.continual.run import Run
-from codegen2_jax.continual.setup import Setup, is_cached, open_tasks
+from codegen2_jax.continual.setup import SPLITS, Setup, check_finished, is_cached, open_tasks
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory
@@ -49,6 +49,7 @@ class ContinualLearning:
       evaluations_per_task: how often a task is validated while it trains; the best state by BLEU + exact match is kept.
       patience: a task ends when both the validation loss and that score did not improve for more than this many
         validations (specification, 1.5).
+      eval_splits: splits that are scored: ("valid", "test"), or ("valid",) where test has no targets.
       eval_examples: examples scored of each valid and test split, evenly spaced; None for all.
       leave_out: tasks whose score carries no signal; averages without each of those in the stream are added.
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
@@ -80,6 +81,7 @@ class ContinualLearning:
     accumulation_steps: int = 1
     evaluations_per_task: int = 3
     patience: int = 3
+    eval_splits: tuple[str, ...] = SPLITS
     eval_examples: int | None = None
     leave_out: tuple[str, ...] = ()
     retrieval_only: bool = False
@@ -102,6 +104,8 @@ class ContinualLearning:
         check_blocks(self.loss_blocks)
         if self.eval_examples is not None and self.eval_examples < 1:
             raise UserError(f"eval_examples={self.eval_examples} is out of range; give 1 or more, or None for all.")
+        if tuple(self.eval_splits) not in (SPLITS, SPLITS[:1]):
+            raise UserError(f"EVAL_SPLITS={self.eval_splits!r} is out of range; give ('valid', 'test') or ('valid',).")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} is negative; use 0 or more.")
         if self.walk not in ("sequential", "individual", "joint"):
@@ -143,6 +147,7 @@ class ContinualLearning:
         ):
             finished = run_directory.finished(directory, digest)
             if finished is not None:
+                check_finished(self, finished)
                 tracker.message(f"{self.model_dir} is finished; its results are in {directory / 'scores.json'}.")
                 results.show(tracker, finished)
                 return

@@ -25,11 +25,22 @@ from codegen2_jax.errors import UserError
 
 FORMAT = 1
 STREAMS_FILE = "streams.json"
+DEFINITION_VARIABLES = ("CODEGEN2_JAX_JSONL_", "CODEGEN2_JAX_DOCUMENTS_")
+"""Beginnings of the variables that hold the definition of a task, whose name follows."""
+
 RECORDS_PER_SHARD = 100_000
 IN_MEMORY_BYTES = 256 * 2**20
 """Splits up to this size are held in memory as they are on disk, undecoded."""
 
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # one record per read, and no time spent on decompressing it
+
+
+class EmptySplitError(UserError):
+    """No record of a split can be used. reading: the counts, where the one who raises this has them."""
+
+    def __init__(self, split: str, reading=None):
+        super().__init__(f"split {split!r} has no usable record; check the task's source and its rejected rows.")
+        self.reading = reading
 
 
 def pack(record: Mapping) -> bytes:
@@ -52,7 +63,7 @@ def write_split(
 ) -> dict:
     """Writes the records in order and returns the split's entry in `info["splits"]`: examples, shards, sha256.
 
-    Raises UserError when there is none.
+    Raises EmptySplitError when there is none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     records, parts, lengths = iter(records), [], []
@@ -80,7 +91,7 @@ def finish_split(
     `lengths` are those of all records, [N, 2]; `digests` the parts' sha256, taken here where they are not given.
     """
     if not parts:
-        raise UserError(f"split {split!r} has no usable record; check the task's source and its rejected rows.")
+        raise EmptySplitError(split)
     shards = {}
     for number, part in enumerate(parts):
         shard = directory / f"{split}-{number:05d}-of-{len(parts):05d}.array_record"
@@ -175,6 +186,9 @@ def staleness(info: Mapping, *, vocabulary_digest: str, environment: Mapping[str
         return f"its format is {info.get('format')}, this version reads {FORMAT}"
     if info["vocabulary"] != vocabulary_digest:
         return "it was made with another vocabulary"
+    definition = _definition(info.get("task", ""), environment)
+    if definition and info["environment"].get(definition) != environment[definition]:
+        return "it was made from another definition of the task"
     for name, value in info["environment"].items():
         if environment.get(name) and environment[name] != value:
             return f"{name} was {value!r} and is {environment[name]!r}"
@@ -186,6 +200,11 @@ def staleness(info: Mapping, *, vocabulary_digest: str, environment: Mapping[str
         if stamp != info["source_stats"].get(path) and file_sha256(Path(path)) != expected:
             return f"source {path} has changed"
     return ""
+
+
+def _definition(task: str, environment: Mapping[str, str]) -> str:
+    """The variable of the environment that defines a task, or ""."""
+    return next((f"{start}{task}" for start in DEFINITION_VARIABLES if environment.get(f"{start}{task}")), "")
 
 
 def cache_directory(directory: str | Path | None = None) -> Path:
@@ -219,7 +238,7 @@ def ensure_cached(
         for name, reason in reasons.items():
             print(f"Caching {name} in {cache_dir}: {reason}.", flush=True)
         _run_child(tuple(reasons), cache_dir, vocabulary_dir, task_modules, environment)
-    tasks = tuple(task for name in names for task in _tasks_of(cache_dir, name))
+    tasks = tuple(task for name in names for task in _tasks_of(cache_dir, name, environment))
     repeated = sorted({task for task in tasks if tasks.count(task) > 1})
     if repeated:
         raise UserError(f"{', '.join(repeated)} would be learned more than once; name each task once.")
@@ -240,15 +259,17 @@ def missing(
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _tasks_of(cache_dir: Path, name: str) -> tuple[str, ...]:
+def _tasks_of(cache_dir: Path, name: str, environment: Mapping[str, str]) -> tuple[str, ...]:
     """The tasks of a stream that was cached before, else the name itself."""
+    if _definition(name, environment):
+        return (name,)
     streams = cache_dir / STREAMS_FILE
     known = json.loads(streams.read_text(encoding="utf-8")) if streams.is_file() else {}
     return tuple(known.get(name, (name,)))
 
 
 def _missing(cache_dir: Path, name: str, vocabulary_digest: str, environment: Mapping[str, str]) -> str:
-    for task in _tasks_of(cache_dir, name):
+    for task in _tasks_of(cache_dir, name, environment):
         if not (cache_dir / task / "info.json").is_file():
             return "there is no cache yet"
         reason = staleness(read_info(cache_dir, task), vocabulary_digest=vocabulary_digest, environment=environment)

@@ -165,6 +165,8 @@ def write_split(
     reading = _sum_up(split, judged)
 
     kept = [counts["whole" if reading.has_targets else "empty"] for counts in judged]
+    if not any(kept):
+        raise cache.EmptySplitError(name, reading)
     ends, parts, items = np.cumsum([0, *kept]), [], []
     directory.mkdir(parents=True, exist_ok=True)
     for begin in range(0, int(ends[-1]), records_per_shard):
@@ -178,7 +180,7 @@ def write_split(
     lengths = [np.load(f"{part}.npy") for part in parts]
     for part in parts:
         Path(f"{part}.npy").unlink()
-    return cache.finish_split(directory, name, parts, np.concatenate(lengths) if lengths else [], digests), reading
+    return cache.finish_split(directory, name, parts, np.concatenate(lengths), digests), reading
 
 
 def _sum_up(split: Split, judged: Sequence[dict]) -> Reading:

@@ -126,6 +126,9 @@ def _import_tasks(task_modules: Sequence[str]) -> tuple[dict[str, tuple[str, ...
         # A module imported before has registered its tasks already: its streams still name them.
         named = {task for stream in getattr(module, "STREAMS", {}).values() for task in stream}
         homes |= dict.fromkeys((set(seqio.TaskRegistry.names()) - before) | named, module)
+    both = sorted(set(streams) & set(homes))
+    if both:
+        raise UserError(f"{', '.join(both)} is the name of a stream and of a task; give one of them another name.")
     return streams, homes
 
 
@@ -177,12 +180,15 @@ def write_task(
     info = _new_info(task, vocabulary, module_sources)
     for split in task.splits:
         made_from = json.dumps([vocabulary.digest, module_sources, split])
-        if write_split is None:
-            reading = Reading(f"{task.name}/{split}", vocabulary, progress)
-            examples = _examples(task, split, work, made_from, progress)
-            entry = cache.write_split(temporary, split, reading.records(examples))
-        else:
-            entry, reading = write_split(task, split, temporary, work, made_from, progress)
+        reading = Reading(f"{task.name}/{split}", vocabulary, progress)
+        try:
+            if write_split is None:
+                examples = _examples(task, split, work, made_from, progress)
+                entry = cache.write_split(temporary, split, reading.records(examples))
+            else:
+                entry, reading = write_split(task, split, temporary, work, made_from, progress)
+        except cache.EmptySplitError as error:
+            raise _empty_split(task.name, split, error.reading or reading, provenance) from None
         facts = provenance(task.name, split) if provenance else {}
         rejected = [*facts.get("rejected", ()), *reading.rejected]
         # A source that leaves out millions lists the first of them and counts the rest.
@@ -216,6 +222,20 @@ def write_task(
     shutil.rmtree(work, ignore_errors=True)
     os.environ.pop(WORK_VARIABLE, None)
     return info
+
+
+def _empty_split(task: str, split: str, reading: "Reading", provenance: Callable | None) -> UserError:
+    """What is known of a split without a record: its files, and the first of its rejected rows. No info.json tells."""
+    facts = provenance(task, split) if provenance else {}
+    files = [path for path in facts.get("sources", ()) if not path.endswith(".py")]
+    rejected = [*facts.get("rejected", ()), *reading.rejected]
+    count = facts.get("rejected_count", len(facts.get("rejected", ()))) + reading.num_rejected
+    first = ", the first is {file} line {line}: {reason}".format(**rejected[0]) if rejected else ""
+    place = f" of {', '.join(files[:2])}{' ...' if len(files) > 2 else ''}" if files else ""
+    return UserError(
+        f"task {task} has no usable record for its split {split!r}: {count} rows{place} were rejected{first}; "
+        "correct them, or give the split a source with examples."
+    )
 
 
 def _new_info(task, vocabulary: Vocabulary, module_sources: Mapping[str, str] | None) -> dict:

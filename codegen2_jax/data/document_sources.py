@@ -116,9 +116,11 @@ def json_documents(path: str, fields: RowFields) -> Iterator[Document]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8"))
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except UnicodeDecodeError:
                     yield Document(id=name, fault="not UTF-8 text")
+                except RecursionError:
+                    yield Document(id=name, fault="malformed JSON: nested too deeply")
                 except ValueError as error:
                     yield Document(id=name, fault=f"malformed JSON: {error}")
                 else:

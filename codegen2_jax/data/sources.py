@@ -148,11 +148,16 @@ def require_folder(setting: str) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, split on "\\n" only (str.splitlines would split on form feeds and U+2028 too)."""
+    """The lines of a UTF-8 text file, split on "\\n" only (str.splitlines would split on form feeds and U+2028 too).
+
+    A byte-order mark before the first line is no part of it.
+    """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; it must be a file that you may read.") from error
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path} line {line} is not UTF-8 ({error.reason}); the file must be UTF-8 text.") from error
     return text.removesuffix("\n").split("\n") if text else []
 
@@ -178,8 +183,9 @@ def read_json_lines(path: Path, fields: Sequence[str]) -> tuple[list[tuple[int, 
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            rejected.append(Rejected(file=str(path), line=number, reason=f"malformed JSON: {error}"))
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            rejected.append(Rejected(file=str(path), line=number, reason=f"malformed JSON: {reason}"))
             continue
         reason = _row_fault(row, fields)
         if reason:
@@ -200,7 +206,18 @@ def _row_fault(row: object, fields: Sequence[str]) -> str:
         is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
         if not is_text:
             return f"field {field} is no text"
+        if not is_unicode("".join(value)):
+            return f"field {field} holds half of a surrogate pair"
     return ""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8: JSON can name half of a surrogate pair, which is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def normalise_white_space(text: str) -> str:

@@ -113,7 +113,7 @@ def curves(groups: Sequence[Group]) -> tuple[Drawing | None, Table]:
 
 
 def cost(table: Table) -> Drawing | None:
-    """Average test BLEU against wall minutes and against trained parameters, from `tables.cost_against_score`."""
+    """Average BLEU against wall minutes and against trained parameters, from `tables.cost_against_score`."""
     points = [row for number, row in enumerate(table.rows) if number not in table.reference and row[1] is not None]
     copied = [row[1] for number, row in enumerate(table.rows) if number in table.reference and row[1] is not None]
     if not points:
@@ -143,7 +143,7 @@ def cost(table: Table) -> Drawing | None:
             panels[1].set_xscale("log")
             panels[1].minorticks_off()
             panels[1].margins(x=0.15)
-        panels[0].set_ylabel("average test BLEU")
+        panels[0].set_ylabel("average BLEU")
         legend_above(figure, panels[0])
 
     return Drawing(draw, 9.0, 3.4)

@@ -21,8 +21,8 @@ def _best(groups: Sequence[Group]) -> list[str]:
     if not known:
         return []
     best = max(known, key=lambda name: known[name].mean)
-    found = [f"Highest average test BLEU: {best} with {_text(known[best])}."]
-    copied = baseline(groups[0].runs[0], "copy", "test", "bleu")
+    found = [f"Highest average {groups[0].runs[0].last_split} BLEU: {best} with {_text(known[best])}."]
+    copied = baseline(groups[0].runs[0], "copy", groups[0].runs[0].last_split, "bleu")
     if copied is not None and np.isfinite(copied).all():
         floor = float(copied.mean())
         above = [name for name, value in known.items() if value.mean > floor]
@@ -33,11 +33,11 @@ def _best(groups: Sequence[Group]) -> list[str]:
 
 def _not_above_trivial(groups: Sequence[Group]) -> list[str]:
     run = groups[0].runs[0]
-    rows = [baseline(run, name, "test", "bleu") for name in ("copy", "constant")]
+    rows = [baseline(run, name, run.last_split, "bleu") for name in ("copy", "constant")]
     trivial = [row for row in rows if row is not None]
     if not trivial:
         return []
-    best_J = np.max([run.final("test", "bleu") for group in groups for run in group.runs], axis=0)
+    best_J = np.max([run.final(run.last_split, "bleu") for group in groups for run in group.runs], axis=0)
     names = short_names(run.scores.tasks)
     below = [name for name, is_below in zip(names, best_J <= np.max(trivial, axis=0), strict=True) if is_below]
     if not below:

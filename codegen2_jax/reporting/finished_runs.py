@@ -48,6 +48,11 @@ class Run:
         """Whether each task started from the initial weights, so that only the diagonal of R says something."""
         return self.record.get("walk") == "individual"
 
+    @property
+    def last_split(self) -> str:
+        """The split that final scores are taken from: test, or valid where only that was scored."""
+        return SPLITS[-1] if SPLITS[-1] in self.scores.splits else SPLITS[0]
+
     def final(self, split: str, metric: str) -> np.ndarray:
         """The score on each task at the end, float64 (J,): the last row of R, the diagonal of an individual run."""
         score_SJ = self.scores.splits[split][metric]
@@ -81,6 +86,11 @@ def load(paths: Sequence[str | Path]) -> list[Run]:
             raise UserError(f"{paths[number]} is given twice; name each run directory once.")
     runs = [_read(Path(path)) for path in paths]
     for run in runs[1:]:
+        if run.last_split != runs[0].last_split:
+            raise UserError(
+                f"{run.directory} was scored on {run.last_split} but {runs[0].directory} on {runs[0].last_split}; give "
+                "only runs with one EVAL_SPLITS."
+            )
         for name, remedy in (
             ("stream", "give only runs of one stream"),
             ("data_digest", "the same stream from other data; give only runs of the same files"),
@@ -164,7 +174,7 @@ def _read(directory: Path) -> Run:
         raise UserError(f"{path} cannot be read ({error}); run the training command again or {hint}.") from error
     if not record.get("complete"):
         raise UserError(f"{directory} is unfinished; start its training command again, which continues it.")
-    for split in SPLITS:
+    for split in dict.fromkeys((SPLITS[0], *scores.splits)):
         if "bleu" not in scores.splits.get(split, {}):
             raise UserError(f"{path} has no bleu of the {split} split; {hint}.")
     return run

@@ -60,7 +60,9 @@ def differences(groups: Sequence[Group]) -> list[str]:
     run = groups[0].runs[0]
     found = []
     copied = baseline(run, "copy", "test", "bleu")
-    if copied is None:
+    if run.last_split != "test":
+        found.append(f"scores are those of the {run.last_split} split here, of test there")
+    elif copied is None:
         found.append("the copy row is missing, so nothing shows that the data are the official files")
     else:
         here = dict(zip(run.scores.tasks, copied, strict=True))

@@ -99,7 +99,7 @@ def _methods(groups: Sequence[Group]) -> Section:
                if task in first.scores.leave_out]  # fmt: skip
     if removed:
         notes.append(f"A second average leaves out {', '.join(removed)}, where BLEU says little beside copying.")
-    top = ceiling(groups, "test", "bleu")
+    top = ceiling(groups, first.last_split, "bleu")
     if top is None:
         notes.append(
             "copy_normalised_bleu needs the scores of individual finetuning as its ceiling: give such a run too."
@@ -144,7 +144,7 @@ def _matrices(runs: Sequence[Run], groups: Sequence[Group]) -> Section:
         parts.append(f"# {run.name}")
         for metric, title in (("bleu", "BLEU"), ("exact_match", "exact match")):
             for split in SPLITS:
-                if metric not in run.scores.splits[split]:
+                if metric not in run.scores.splits.get(split, {}):
                     continue
                 table = tables.matrix(run, groups, split=split, metric=metric)
                 parts.append(
@@ -206,11 +206,11 @@ def _cost(groups: Sequence[Group]) -> Section:
     drawing = figures.cost(table)
     exhibit = Exhibit(
         name="score_against_cost",
-        title="Average test BLEU against cost",
+        title=f"Average {groups[0].runs[0].last_split} BLEU against cost",
         caption="Wall time is the whole run's, scoring included, on whatever machine it had; the dashed line is copy.",
         table=table,
         drawing=drawing,
-        alt="Two scatter plots: average test BLEU against wall minutes and against trained parameters.",
+        alt="Two scatter plots: average BLEU against wall minutes and against trained parameters.",
     )
     return Section(name="cost", title="Score against cost", parts=[exhibit])
 
@@ -244,7 +244,7 @@ POOL = {
     "plane": (
         pool_figures.plane,
         "Keys and queries in a plane",
-        "Small points are queries of test inputs; diamonds are keys, in the colour of the task that owns them, grey "
+        "Small points are queries of scored inputs; diamonds are keys, in the colour of the task that owns them, grey "
         "when several or none do, hollow until that task begins. The axes are the principal axes of the queries, "
         "fitted once.",
         "Scatter plot of queries and keys after each stage of",
@@ -253,7 +253,7 @@ POOL = {
     "key_usage": (
         pool_figures.usage,
         "Who uses which key",
-        "Share of each task's selections (test inputs, task unknown) that falls on each key, after each stage: the "
+        "Share of each task's selections (scored inputs, task unknown) that falls on each key, after each stage: the "
         "stronger, the more. A line under a cell says that the task owns the key.",
         "Heat map of keys by tasks after each stage of",
         "as there is no key_usage",
@@ -261,7 +261,7 @@ POOL = {
     "own_key_recall": (
         pool_figures.recall,
         "Own keys found again",
-        "own_key_recall on test: the share of a task's keys (of k, if it owns more) among those that its inputs "
+        "own_key_recall: the share of a task's keys (of k, if it owns more) among those that its inputs "
         "choose. Dotted, where it is below 1: what is left when later owners take every shared key.",
         "Lines of own-key recall by stage for each task of",
         "as every key belongs to every task, so that none can be found again",

@@ -10,6 +10,7 @@ from codegen2_jax.reporting.tables import Column, Estimate, Table, estimate, to_
 
 REPEATED = ("SEED", "STREAM")  # what a mean is formed over; other settings have a row of their own each
 SHOWN = (("test", "average_bleu"), ("test", "average_exact_match"), ("valid", "forget_paper_bleu"))
+OF_VALID = tuple(("valid", name) for _, name in SHOWN)  # where test was not scored (EVAL_SPLITS)
 MOST_SHOWN = 4  # figures of runs that have none of those
 
 
@@ -65,7 +66,8 @@ def _figures(records: Sequence[dict]) -> dict[str, dict[str, Any]]:
 def _table(groups: dict[tuple, list[dict]], figures: dict[tuple, dict]) -> Table:
     macros = [macro for macro, _ in next(iter(groups))]
     there = [(split, name) for found in figures.values() for split, names in found.items() for name in names]
-    shown = [one for one in SHOWN if one in there] or list(dict.fromkeys(there))[:MOST_SHOWN]
+    wanted = SHOWN if "test" in {split for split, _ in there} else OF_VALID
+    shown = [one for one in wanted if one in there] or list(dict.fromkeys(there))[:MOST_SHOWN]
     columns = [*(Column(macro) for macro in macros), Column("runs")]
     columns += [Column(name, split, f"{name} ({split})") for split, name in shown]
     rows = []

@@ -115,24 +115,25 @@ def methods(groups: Sequence[Group]) -> Table:
     without = first.scores.leave_out
     rest = [number for number, task in enumerate(tasks) if task not in without]
     removed = ", ".join(name for name, task in zip(short, tasks, strict=True) if task in without)
-    top = ceiling(groups, "test", "bleu")
-    copied = baseline(first, "copy", "test", "bleu")
+    split = first.last_split
+    top = ceiling(groups, split, "bleu")
+    copied = baseline(first, "copy", split, "bleu")
     bleu, scorers = scorer_names(first, "bleu"), scorers_text(first, "bleu")
 
     columns = [Column("method")]
     columns += [
-        Column(name, f"test {scorer}", f"test bleu {task} ({scorer})")
+        Column(name, f"{split} {scorer}", f"{split} bleu {task} ({scorer})")
         for name, task, scorer in zip(short, tasks, bleu, strict=True)
     ]
-    columns += [Column("average", "test bleu", "average_bleu (test)")]
+    columns += [Column("average", f"{split} bleu", f"average_bleu ({split})")]
     if without and rest:
         columns += [
-            Column(f"average without {removed}", "test bleu", f"average_without_{'_'.join(without)}_bleu (test)")
+            Column(f"average without {removed}", f"{split} bleu", f"average_without_{'_'.join(without)}_bleu ({split})")
         ]
     columns += [
-        Column("exact match", "test average", "average_exact_match (test)"),
+        Column("exact match", f"{split} average", f"average_exact_match ({split})"),
         Column("forget_paper_bleu", "valid", f"forget_paper_bleu (valid; {scorers})"),
-        Column("copy_normalised_bleu", "test, vs individual", "copy_normalised_vs_individual_bleu (test)"),
+        Column("copy_normalised_bleu", f"{split}, vs individual", f"copy_normalised_vs_individual_bleu ({split})"),
         Column("trained parameters"),
         Column("prompt tokens"),
         Column("examples seen"),
@@ -151,7 +152,7 @@ def methods(groups: Sequence[Group]) -> Table:
         return cells
 
     def reference(name: str, stored: str) -> list[Cell]:
-        row, match = (baseline(first, stored, "test", metric) for metric in ("bleu", "exact_match"))
+        row, match = (baseline(first, stored, split, metric) for metric in ("bleu", "exact_match"))
         if row is None:
             return [f"{name} (not computed)", *[None] * (len(columns) - 1)]
         return [name, *scores_of(row[None], None if match is None else match[None], []), *[None] * 5]
@@ -167,7 +168,7 @@ def methods(groups: Sequence[Group]) -> Table:
     references = [reference("individual", "individual")] if _stored_individual(groups) else []
     for name, run in _starts(groups).items():
         bleu_J, match_J = (
-            run.scores.splits["test"].get(m, np.full((1, 1), np.nan))[0] for m in ("bleu", "exact_match")
+            run.scores.splits[split].get(m, np.full((1, 1), np.nan))[0] for m in ("bleu", "exact_match")
         )
         references.append([name, *scores_of(bleu_J[None], match_J[None], []), *[None] * 5])
     references += [reference("copy", "copy"), reference("constant", "constant")]
@@ -218,19 +219,20 @@ def forget_by_task(groups: Sequence[Group]) -> Table:
 
 
 def final_average(group: Group) -> Estimate | None:
-    """The average test BLEU at the end, over seeds."""
+    """The average BLEU at the end, over seeds."""
     return estimate(_finals(group, "bleu").mean(axis=1))
 
 
 def cost_against_score(groups: Sequence[Group]) -> Table:
-    """Average test BLEU with what it took."""
+    """Average BLEU with what it took."""
     names = ("average", "wall minutes", "trained parameters")
-    columns = [Column("method"), Column(names[0], "test bleu"), Column(names[1], digits=1), Column(names[2])]
+    split = groups[0].runs[0].last_split
+    columns = [Column("method"), Column(names[0], f"{split} bleu"), Column(names[1], digits=1), Column(names[2])]
     rows = []
     for group in groups:
         minutes = estimate([seconds / 60 for seconds in _costs(group, "wall_seconds")])
         rows.append([group.name, final_average(group), minutes, _cost(group, "trainable_parameters")])
-    copied = baseline(groups[0].runs[0], "copy", "test", "bleu")
+    copied = baseline(groups[0].runs[0], "copy", split, "bleu")
     if copied is not None:
         rows.append(["copy", _number(copied.mean()), None, None])
     return Table(columns, rows, frozenset({len(rows) - 1} if copied is not None else ()))
@@ -238,9 +240,9 @@ def cost_against_score(groups: Sequence[Group]) -> Table:
 
 def _finals(group: Group, metric: str) -> np.ndarray | None:
     """score_RJ of a group's runs at the end, None where they lack the metric."""
-    if any(metric not in run.scores.splits["test"] for run in group.runs):
+    if any(metric not in run.scores.splits[run.last_split] for run in group.runs):
         return None
-    return np.array([run.final("test", metric) for run in group.runs])
+    return np.array([run.final(run.last_split, metric) for run in group.runs])
 
 
 def _forget(run: Run) -> float:
@@ -261,7 +263,7 @@ def _normalised(bleu_RJ: np.ndarray, top_J: np.ndarray, copied_J: np.ndarray) ->
 
 def without_headroom(run: Run, top_J: np.ndarray) -> list[str]:
     """Tasks that copy_normalised leaves out: their ceiling is less than a point above copying."""
-    copied_J = baseline(run, "copy", "test", "bleu")
+    copied_J = baseline(run, "copy", run.last_split, "bleu")
     if copied_J is None:
         return []
     normalised_J = copy_normalised_per_task(np.tile(top_J, (len(top_J) + 1, 1)), top_J, copied_J)
@@ -270,7 +272,8 @@ def without_headroom(run: Run, top_J: np.ndarray) -> list[str]:
 
 
 def _stored_individual(groups: Sequence[Group]) -> bool:
-    stored = baseline(groups[0].runs[0], "individual", "test", "bleu") is not None
+    first = groups[0].runs[0]
+    stored = baseline(first, "individual", first.last_split, "bleu") is not None
     return stored and not any(group.is_individual for group in groups)
 
 

@@ -5,11 +5,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from codegen2_jax.data import cache
+from codegen2_jax.data import cache, cache_writing
 from codegen2_jax.data.loader import TrainingBatches, evaluation_batches
 from codegen2_jax.data.vocabulary import Vocabulary, train_vocabulary
 from codegen2_jax.errors import UserError
@@ -191,7 +192,7 @@ def test_errors_of_reading(tmp_path):
         cache.open_split(tmp_path, "other", "train")
     with pytest.raises(UserError, match=r"no split 'valid'; it has \['train'\]"):
         cache.open_split(tmp_path, "t", "valid")
-    with pytest.raises(UserError, match="'empty' has no usable record"):
+    with pytest.raises(cache.EmptySplitError, match="'empty' has no usable record"):
         cache.write_split(tmp_path, "empty", [])
     Path(tmp_path, "t", "info.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="is damaged"):
@@ -222,6 +223,26 @@ def test_staleness_has_a_reason_for_each_change(tmp_path):
     assert reason() == ""
 
 
+def test_a_task_defined_in_the_environment_is_never_another_of_its_name(tmp_path, vocabulary_dir):
+    digest, variable = Vocabulary.from_directory(vocabulary_dir).digest, "CODEGEN2_JAX_JSONL_mine"
+    info = {"format": cache.FORMAT, "task": "mine", "vocabulary": digest, "environment": {}, "sources": {}}
+
+    def missing(recorded=None, **environment):
+        recorded = {} if recorded is None else {variable: recorded}
+        (tmp_path / "mine" / "info.json").write_text(json.dumps(info | {"environment": recorded}))
+        return cache.missing(["mine"], cache_dir=tmp_path, vocabulary_dir=vocabulary_dir, environment=environment)
+
+    (tmp_path / "mine").mkdir()
+    assert missing() == missing("A") == missing("A", **{variable: "A"}) == {}
+    stale = {"mine": "the cache of mine is out of date, it was made from another definition of the task"}
+    assert missing(**{variable: "A"}) == missing("B", **{variable: "A"}) == stale
+    (tmp_path / "mine").rename(tmp_path / "one")
+    (tmp_path / cache.STREAMS_FILE).write_text('{"mine": ["one"]}')  # a stream that was cached before
+    keywords = {"cache_dir": tmp_path, "vocabulary_dir": vocabulary_dir}
+    assert cache.missing(["mine"], **keywords) == {}
+    assert cache.missing(["mine"], **keywords, environment={variable: "A"}) == {"mine": "there is no cache yet"}
+
+
 def test_without_seqio_the_message_says_what_to_install(tmp_path, monkeypatch, vocabulary_dir):
     monkeypatch.setitem(sys.modules, "seqio", None)
     with pytest.raises(UserError, match=r"pip install 'codegen2_jax\[seqio\]'"):
@@ -235,6 +256,28 @@ def vocabulary_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("vocabulary")
     train_vocabulary([CORPUS], 400, 10, directory)
     return directory
+
+
+def test_a_split_without_a_record_names_file_counts_and_reason(tmp_path, vocabulary_dir):
+    """Rows that the source rejected, and rows of which the vocabulary leaves nothing."""
+    vocabulary = Vocabulary.from_directory(vocabulary_dir)
+    ends = [vocabulary.bos_id, vocabulary.eos_id]
+
+    class Task:
+        name, splits, source, metric_fns = "t", ("train",), None, ()
+        output_features = dict.fromkeys(("inputs", "targets"), SimpleNamespace(vocabulary=vocabulary, required=True))
+
+        def get_dataset(self, **_):
+            rows = [{"id": b"t/train/2", "inputs": ends, "targets": [ends[0], 9, ends[1]]}]
+            return SimpleNamespace(as_numpy_iterator=lambda: iter(rows))
+
+    rejected = [{"file": "rows.txt", "line": 1, "reason": "empty source"}]
+    facts = {"sources": {"rows.txt": "", "my_tasks.py": ""}, "rejected": rejected}
+    message = "task t has no usable record for its split 'train': 2 rows of rows.txt were rejected, the first is "
+    with pytest.raises(UserError, match=f"{message}rows.txt line 1: empty source; correct them"):
+        cache_writing.write_task(Task(), tmp_path, vocabulary=vocabulary, provenance=lambda task, split: facts)
+    with pytest.raises(UserError, match="1 rows were rejected, the first is t/train/2 line 0: the input is empty"):
+        cache_writing.write_task(Task(), tmp_path, vocabulary=vocabulary)
 
 
 @pytest.fixture(scope="module")

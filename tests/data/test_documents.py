@@ -185,7 +185,7 @@ ROWS = [
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
 def test_json_lines(tmp_path, suffix):
-    data = "\n".join(ROWS).encode() + b'\n{"content": "\xff"}\n'
+    data = "\n".join(ROWS).encode("utf-8-sig") + b'\n{"content": "\xff"}\n' + b"[" * 100_000
     if suffix.endswith("gz"):
         data = gzip.compress(data)
     if suffix.endswith("zst"):
@@ -202,6 +202,7 @@ def test_json_lines(tmp_path, suffix):
         f"{name}:4": "a list where an object was expected", f"{name}:5": "no text in the field content",
         "x/three.py": "no text in the field content", "x/four.py": "licence not allowed: GPL-3.0 AND MIT",
         "x/six.py": "not UTF-8 text", "x/seven.py": "binary (has a NUL byte)", f"{name}:11": "not UTF-8 text",
+        f"{name}:12": "malformed JSON: nested too deeply",
     }  # fmt: skip
     plain = corpus_of(kind="jsonl", path=str(tmp_path / name))
     assert set(given(plain)) == {f"{name}:1", f"{name}:7", f"{name}:8"}  # no filter, no names

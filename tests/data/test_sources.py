@@ -89,6 +89,22 @@ def test_malformed_rows_are_rejected_with_file_and_line(tmp_path):
     assert "malformed JSON" in rejected[0].reason and rejected[1].reason == "no field code"
 
 
+def test_what_no_tokeniser_takes_is_rejected_and_a_byte_order_mark_costs_no_row(tmp_path):
+    file = tmp_path / "rows.json"
+    lines = ['{"nl": "first", "code": "b"}', '{"nl": "\\ud800", "code": "b"}', "[" * 100_000, "\r",
+             '{"nl": ["a", "\\udc00"], "code": "b"}', '{"nl": "\\ud83d\\ude00 \u2028", "code": "b"}\r']  # fmt: skip
+    file.write_bytes("\n".join(lines).encode("utf-8-sig"))
+    rows, rejected = sources.read_json_lines(file, ("nl", "code"))
+    assert [(number, row["nl"]) for number, row in rows] == [(1, "first"), (6, "\N{GRINNING FACE} \u2028")]
+    assert [(one.line, one.reason) for one in rejected] == [
+        (2, "field nl holds half of a surrogate pair"),
+        (3, "malformed JSON: nested too deeply"),
+        (5, "field nl holds half of a surrogate pair"),
+    ]
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read: Is a directory"):
+        sources.read_lines(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("directory", "message"),
     [(None, "CODE_DIR is not set, so x.txt cannot be read"), ("", "CODE_DIR is not set"), ("/nowhere", "/nowhere/x")],

@@ -386,6 +386,20 @@ def test_one_task_alone_has_a_report(tmp_path):
     assert "Left out: it takes two tasks" in page
 
 
+def test_runs_scored_on_valid_alone_have_a_report(tmp_path):
+    record = record_of(diagnostics=pool_diagnostics())
+    for part in (record["splits"], record["baselines"]["copy"]):
+        del part["test"]
+    run = write_run(tmp_path / "valid_only", record)
+    page = html_page.write([run], tmp_path / "out").read_text(encoding="utf-8")
+    row = csv_of(tmp_path / "out", "methods")["pool"]
+    assert float(row["average_bleu (valid)"]) == pytest.approx(178 / 3)
+    assert "Highest average valid BLEU" in page and "(test)" not in page
+    both = write_run(tmp_path / "both", record_of("finetune"))
+    with pytest.raises(UserError, match="both was scored on test but .*valid_only on valid; give only runs with one"):
+        finished_runs.load([run, both])
+
+
 def test_the_command_writes_into_the_run_and_says_where(tmp_path, capsys, monkeypatch):
     first = write_run(tmp_path / "one", record_of(), metrics=None)
     second = write_run(tmp_path / "two", record_of("finetune"), metrics=None)

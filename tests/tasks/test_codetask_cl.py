@@ -114,11 +114,22 @@ def test_importing_registers_without_any_directory(program_environment):
         "assert set(names) <= set(seqio.TaskRegistry.names()) and 'codetask_cl' in seqio.MixtureRegistry.names()\n"
         "try: seqio.TaskRegistry.get(names[0]).num_input_examples('train')\n"
         "except ValueError as error: print(error)\n"
+        # All that is built in is known to JSONL_TASKS, whose names may be none of it, nor another module's.
+        "import tasks.documents, tasks.evaluation, tasks.pretraining, tasks.pytask_cl, tasks.tiny_ci\n"
+        "from codegen2_jax.data import jsonl\n"
+        "registered = {*seqio.TaskRegistry.names(), 'jsonl', 'documents', 'pretraining'}\n"
+        "assert jsonl.BUILT_IN == registered | set(seqio.MixtureRegistry.names()), jsonl.BUILT_IN ^ registered\n"
+        "seqio.MixtureRegistry.add('taken', ['tiny_copy'], default_rate=1)\n"
+        "task = jsonl.JsonlTask(name='taken', train='a', source='b', target='c')\n"
+        "os.environ |= jsonl.environment([task])\n"
+        "try: import tasks.jsonl\n"
+        "except ValueError as error: print(error)\n"
     )
     environment = {name: value for name, value in program_environment.items() if name != "CODETASK_CL_DIR"}
     program = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert program.returncode == 0, program.stderr
     assert "CODETASK_CL_DIR is not set" in program.stdout
+    assert "task name 'taken' of JSONL_TASKS is taken by another task or stream" in program.stdout
 
 
 @pytest.fixture
