@@ -1,8 +1,9 @@
 """The scores of a continual-learning run: the matrix R, every metric drawn from it, and scores.json.
 
 R_SJ[i, j] is the score on task j after stage i; row 0 is before any training, so S = J + 1 for J tasks. There is one
-matrix per split and metric. Higher is better (for `loss` only averages are formed). A cell that was not measured is
-NaN here and null in the file. A metric that needs such a cell is NaN, and is left out of the file, never guessed.
+matrix per split and metric. Higher is better, but for `loss`. A cell that was not measured is NaN here and null in the
+file. A metric that needs such a cell is NaN, and is left out of the file, never guessed. A task that a metric does not
+score at all is no such hole: means are taken over the tasks that `scored_J` (bool; None: all) names.
 
 There are half a dozen definitions of how much a model forgets, and they disagree. So none has the plain word as its
 name: each result carries its variant's name, its split and its metric, and `scorers` in the file says what computed
@@ -21,26 +22,29 @@ from codegen2_jax.errors import UserError
 LOWER_IS_BETTER = ("loss", "perplexity")
 ORACLE = "_oracle"  # a metric named bleu_oracle is bleu with prompts chosen by the true task id
 MIN_HEADROOM = 1.0
+Tasks = Sequence[bool] | None
 
 
-def average(score_SJ: np.ndarray) -> float:
+def average(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """Mean over tasks of the last row: (1/J) sum_j R[J, j]."""
-    return float(_matrix(score_SJ)[-1].mean())
+    scores = _matrix(score_SJ)
+    return _mean(scores[-1, _scored(scores, scored_J)])
 
 
-def avg_incremental(score_SJ: np.ndarray) -> float:
+def avg_incremental(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """(1/J) sum_i (1/i) sum_{j<=i} R[i, j]: the mean, over stages, of the average on the tasks seen so far."""
     scores = _matrix(score_SJ)
-    return float(np.mean([scores[i, :i].mean() for i in range(1, len(scores))]))
+    has_J = _scored(scores, scored_J)
+    return _mean(np.array([scores[i, :i][has_J[:i]].mean() for i in range(1, len(scores)) if has_J[:i].any()]))
 
 
-def forget_paper(score_SJ: np.ndarray) -> float:
+def forget_paper(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """Mean over all but the last task of (best score from stage j to J-1) - (final score); may be negative.
 
     As in arXiv 2307.02435 (there on the validation split), after Chaudhry et al. 2018: the last row is no candidate
     for the best, so a task that ends better than ever before counts below zero.
     """
-    return _mean(_drops(score_SJ, last_row_may_be_best=False))
+    return _mean(_drops(score_SJ, last_row_may_be_best=False)[_scored(score_SJ, scored_J)[:-1]])
 
 
 def forget_paper_per_task(score_SJ: np.ndarray) -> np.ndarray:
@@ -48,44 +52,46 @@ def forget_paper_per_task(score_SJ: np.ndarray) -> np.ndarray:
     return _drops(score_SJ, last_row_may_be_best=False)
 
 
-def forget_clipped(score_SJ: np.ndarray) -> float:
+def forget_clipped(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """As `forget_paper`, but the last row may be the best, so no task counts below zero (Mammoth, L2P)."""
-    return _mean(_drops(score_SJ, last_row_may_be_best=True))
+    return _mean(_drops(score_SJ, last_row_may_be_best=True)[_scored(score_SJ, scored_J)[:-1]])
 
 
-def forget_last(score_SJ: np.ndarray) -> float:
+def forget_last(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """(1/(J-1)) sum_{j<J} (R[j, j] - R[J, j]): from just after learning to the end; -bwt (Avalanche)."""
-    return -bwt(score_SJ)
+    return -bwt(score_SJ, scored_J)
 
 
-def forget_step(score_SJ: np.ndarray) -> float:
+def forget_step(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """(1/(J-1)) sum_{i=2..J} (1/(i-1)) sum_{j<i} (R[i-1, j] - R[i, j]): the mean drop in one stage (CODA-Prompt)."""
     scores = _matrix(score_SJ)
-    drops = [(scores[i - 1, : i - 1] - scores[i, : i - 1]).mean() for i in range(2, len(scores))]
-    return float(np.mean(drops)) if drops else math.nan
+    has_J = _scored(scores, scored_J)
+    drops = [scores[i - 1, : i - 1] - scores[i, : i - 1] for i in range(2, len(scores))]
+    return _mean(np.array([_mean(drop_J[has_J[: len(drop_J)]]) for drop_J in drops if has_J[: len(drop_J)].any()]))
 
 
-def bwt(score_SJ: np.ndarray) -> float:
+def bwt(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """Backward transfer (1/(J-1)) sum_{j<J} (R[J, j] - R[j, j]) (GEM, Lopez-Paz and Ranzato 2017)."""
     scores = _matrix(score_SJ)
-    return _mean(scores[-1, :-1] - np.diagonal(scores[1:])[:-1])
+    return _mean((scores[-1] - np.diagonal(scores[1:]))[:-1][_scored(scores, scored_J)[:-1]])
 
 
-def fwt(score_SJ: np.ndarray) -> float:
+def fwt(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """Forward transfer (1/(J-1)) sum_{j>1} (R[j-1, j] - R[0, j]) (GEM); needs row 0 and cells above the diagonal."""
     scores = _matrix(score_SJ)
-    return _mean(np.diagonal(scores[1:], offset=1) - scores[0, 1:])
+    return _mean((np.diagonal(scores[1:], offset=1) - scores[0, 1:])[_scored(scores, scored_J)[1:]])
 
 
-def learning_accuracy(score_SJ: np.ndarray) -> float:
+def learning_accuracy(score_SJ: np.ndarray, scored_J: Tasks = None) -> float:
     """(1/J) sum_j R[j, j]: the score on each task just after learning it."""
-    return float(np.diagonal(_matrix(score_SJ)[1:]).mean())
+    scores = _matrix(score_SJ)
+    return _mean(np.diagonal(scores[1:])[_scored(scores, scored_J)])
 
 
-def intransigence(score_SJ: np.ndarray, ceiling_J: Sequence[float]) -> float:
+def intransigence(score_SJ: np.ndarray, ceiling_J: Sequence[float], scored_J: Tasks = None) -> float:
     """(1/J) sum_j (a*_j - R[j, j]): how far learning a task in the stream stays below `ceiling_J`."""
     scores = _matrix(score_SJ)
-    return float((_row(ceiling_J, scores) - np.diagonal(scores[1:])).mean())
+    return _mean((_row(ceiling_J, scores) - np.diagonal(scores[1:]))[_scored(scores, scored_J)])
 
 
 def copy_normalised_per_task(score_SJ: np.ndarray, ceiling_J: Sequence[float], copy_J: Sequence[float]) -> np.ndarray:
@@ -101,7 +107,10 @@ def copy_normalised_per_task(score_SJ: np.ndarray, ceiling_J: Sequence[float], c
 
 
 def copy_normalised(score_SJ: np.ndarray, ceiling_J: Sequence[float], copy_J: Sequence[float]) -> float:
-    """Mean of `copy_normalised_per_task` over the tasks with headroom; NaN without any, or when a score is missing."""
+    """Mean of `copy_normalised_per_task` over the tasks with headroom; NaN without any, or when a score is missing.
+
+    A task that is not scored has neither ceiling nor copy, and so no headroom.
+    """
     scores = _matrix(score_SJ)
     headroom = _row(ceiling_J, scores) - _row(copy_J, scores) >= MIN_HEADROOM
     return _mean(copy_normalised_per_task(scores, ceiling_J, copy_J)[headroom])
@@ -182,9 +191,10 @@ class Scores:
         found: dict[str, Any] = {}
         for metric, matrix in self.splits[split].items():
             names = ("average",) if metric in LOWER_IS_BETTER or metric.endswith(ORACLE) else tuple(METRICS)
-            found |= {f"{name}_{metric}": METRICS[name](matrix) for name in names}
+            scored_J = np.array([name is not None for name in self._scorers_of(metric)])
+            found |= {f"{name}_{metric}": METRICS[name](matrix, scored_J) for name in names}
             for left_out in self.leave_out:
-                others = [j for j, task in enumerate(self.tasks) if task != left_out]
+                others = scored_J & (np.array(self.tasks) != left_out)
                 found[f"average_without_{left_out}_{metric}"] = _mean(matrix[-1, others])
             if metric in LOWER_IS_BETTER or metric.endswith(ORACLE):
                 continue
@@ -194,13 +204,17 @@ class Scores:
             for name in ("individual", "mtl"):
                 ceiling = self._baseline(name, split, metric)
                 if ceiling is not None:
-                    found[f"intransigence_vs_{name}_{metric}"] = intransigence(matrix, ceiling)
+                    found[f"intransigence_vs_{name}_{metric}"] = intransigence(matrix, ceiling, scored_J)
                 if ceiling is not None and copy is not None:
                     found[f"copy_normalised_vs_{name}_{metric}"] = copy_normalised(matrix, ceiling, copy)
                     if not np.isnan(matrix[-1]).any():
                         per_task = copy_normalised_per_task(matrix, ceiling, copy)
                         found[f"copy_normalised_per_task_vs_{name}_{metric}"] = _nullable(per_task)
         return {name: value for name, value in found.items() if isinstance(value, list) or math.isfinite(value)}
+
+    def _scorers_of(self, metric: str) -> Sequence[str | None]:
+        """The scorer of each task; a metric that `scorers` does not name scores them all by itself."""
+        return self.scorers.get(metric.removesuffix(ORACLE), [metric] * len(self.tasks))
 
     def _baseline(self, name: str, split: str, metric: str) -> list[float] | None:
         row = self.baselines.get(name, {}).get(split, {}).get(metric)
@@ -259,7 +273,8 @@ def format_matrix(scores: Mapping[str, Any], *, split: str, metric: str) -> list
         row = stored.get(name, {}).get(split, {}).get(metric)
         table.append((name if row else f"{name} (not computed)", row or [None] * len(tasks)))
     headings = ["", *tasks, "average"]
-    cells = [[label, *(_cell(value) for value in row), _cell(_row_average(row))] for label, row in table]
+    scored = [name is not None for name in _scorers(scores, metric)]
+    cells = [[label, *(_cell(value) for value in row), _cell(_row_average(row, scored))] for label, row in table]
     widths = [max(len(line[column]) for line in [headings, *cells]) for column in range(len(headings))]
     body = [
         "  ".join([line[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(line[1:], widths[1:], strict=True))])
@@ -269,12 +284,22 @@ def format_matrix(scores: Mapping[str, Any], *, split: str, metric: str) -> list
 
 
 def format_summary(scores: Mapping[str, Any], *, split: str) -> list[str]:
-    """One line per figure of a split's summary: name, split, value."""
-    lines = []
+    """One line per figure of a split's summary: name, split, the tasks that it speaks of where not of all, value."""
+    lines, matrices = [], scores["splits"].get(split, {})
     for name, value in scores["summary"].get(split, {}).items():
+        metric = max((metric for metric in matrices if name.endswith(f"_{metric}")), key=len, default=None)
+        ids = _scorers(scores, metric)
+        scored = [task for task, scorer in zip(scores["stream"], ids, strict=True) if scorer is not None]
+        of = f"; over {', '.join(scored)}" if len(scored) < len(ids) else ""
         text = " ".join(map(_cell, value)) if isinstance(value, list) else _cell(value)
-        lines.append(f"{name} ({split}): {text}")
+        lines.append(f"{name} ({split}{of}): {text}")
     return lines
+
+
+def _scorers(scores: Mapping[str, Any], metric: str | None) -> list[str | None]:
+    """The scorer of each task, from the contents of scores.json; None: the metric has no score of that task."""
+    name = (metric or "").removesuffix(ORACLE)
+    return list(scores.get("scorers", {}).get(name) or [name] * len(scores["stream"]))
 
 
 def _title(scores: Mapping[str, Any], split: str, metric: str) -> str:
@@ -290,6 +315,12 @@ def _title(scores: Mapping[str, Any], split: str, metric: str) -> str:
     if len(users) == 1 and None not in ids:
         return f"{split} {metric}: {ids[0]}"
     return f"{split} {metric}: " + ", ".join(f"{scorer} ({', '.join(tasks)})" for scorer, tasks in users.items())
+
+
+def _scored(score_SJ: np.ndarray, scored_J: Tasks) -> np.ndarray:
+    """bool (J,): the tasks that means are taken over."""
+    num_tasks = _matrix(score_SJ).shape[1]
+    return np.ones(num_tasks, bool) if scored_J is None else np.asarray(scored_J, bool)
 
 
 def _drops(score_SJ: np.ndarray, *, last_row_may_be_best: bool) -> np.ndarray:
@@ -325,9 +356,11 @@ def _nullable(values: np.ndarray) -> list:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def _row_average(row: Sequence[float | None]) -> float | None:
-    return None if any(value is None for value in row) else sum(row) / len(row)
+def _row_average(row: Sequence[float | None], scored: Sequence[bool]) -> float | None:
+    """Over the tasks that the metric scores at all, where each of them has a score."""
+    values = [value for value, has in zip(row, scored, strict=True) if has]
+    return None if not values or any(value is None for value in values) else sum(values) / len(values)
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _cell(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "-" if value is None else f"{value:.2f}"

@@ -58,10 +58,11 @@ def score_task(
 
 
 def selection_score(scorers: tuple[str, ...], scores: dict[str, float | None]) -> float:
-    """What early stopping maximises: BLEU + exact match, BLEU alone for summaries (specification, 1.5)."""
-    if "codet5_smooth_bleu" in scorers:
-        return scores["bleu"]
-    return round(scores["bleu"], 2) + scores.get("exact_match", 0.0)
+    """What early stopping maximises: the first scorer + exact match, BLEU alone for summaries (specification, 1.5)."""
+    first, _ = runner.SCORERS[scorers[0]]
+    if scorers[0] == "codet5_smooth_bleu":
+        return scores[first]
+    return round(scores[first], 2) + (scores.get("exact_match", 0.0) if first != "exact_match" else 0.0)
 
 
 def score_row(setup: Setup, state: TrainState, *, selection: str | None, progress: Any) -> tuple[dict, dict]:

@@ -48,6 +48,9 @@ class TaskData:
     scorers: tuple[str, ...]
     max_lengths: tuple[int, int]
 
+    def __post_init__(self):
+        runner.check_scorers(self.name, self.scorers)
+
     def split(self, name: str) -> Any:
         return getattr(self, name)
 
@@ -58,6 +61,8 @@ def _cache_of(config: Any, vocabulary_directory: str) -> dict:
     environment = {"CODETASK_CL_DIR": config.codetask_cl_dir} if config.codetask_cl_dir else {}
     if config.jsonl_tasks is not None:
         tasks = jsonl.parse(config.jsonl_tasks)
+        for task in tasks:  # before they are cached
+            runner.check_scorers(task.name, task.scorers)
         environment |= jsonl.environment(tasks)
         if names == ("jsonl",):
             names = tuple(task.name for task in tasks)

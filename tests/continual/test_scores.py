@@ -127,6 +127,24 @@ def test_loss_and_oracle_rows_are_averaged_and_compared_not_forgotten():
     assert {name for name in summary if name.endswith(("_loss", "_oracle"))} == {"average_loss", "average_bleu_oracle"}
 
 
+def test_a_task_that_a_metric_does_not_score_is_left_out_of_its_means():
+    """The figures are those of the other tasks, and the lines say of which; a hole among those still counts."""
+    holed = R.copy()
+    holed[:, 1] = np.nan
+    book = recorded(holed)
+    book.scorers["bleu"][1] = None
+    found = book.summary()["valid"]
+    expected = {"average": 57.5, "learning_accuracy": 60.0, "forget_paper": 7.0, "forget_clipped": 7.0, "bwt": -5.0}
+    expected |= {"fwt": 5.0, "avg_incremental": (50 + 52 + 57.5) / 3, "forget_step": (-2 + 7) / 2}
+    for name, value in expected.items():
+        assert found[f"{name}_bleu"] == pytest.approx(value), name
+    stored = book.to_dict()
+    assert format_matrix(stored, split="valid", metric="bleu")[-3].split()[-4:] == ["45.00", "-", "70.00", "57.50"]
+    assert "average_bleu (valid; over gen, refine): 57.50" in format_summary(stored, split="valid")
+    holed[3, 2] = np.nan
+    assert math.isnan(library.average(holed, [True, False, True]))
+
+
 def test_json_round_trip_keeps_everything():
     holed = R.copy()
     holed[0, 2] = np.nan
