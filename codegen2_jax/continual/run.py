@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from codegen2_jax.continual import results, scoring
+from codegen2_jax.continual import pool_diagnostics, results, scoring
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE
 from codegen2_jax.continual.setup import Setup
@@ -66,6 +66,9 @@ class Run:
     def _open(self, state: TrainState, meta: dict) -> TrainState:
         for task in self.setup.stages[meta["stage"]]:
             state = self.setup.start_task(state, task)
+        if self.setup.needs_query:
+            seen = [task for stage in self.setup.stages[: meta["stage"] + 1] for task in stage]
+            self.tracker.message("\n".join(self.setup.query_separation(seen)))
         if self.config.replay is not None and self.config.replay.with_current:
             self._admit(meta)
         return self.setup.fresh_optimizer(state)
@@ -191,7 +194,10 @@ class Run:
                 row[split] = row[split] | {f"{column}{ORACLE}": values for column, values in columns.items()}
         if not before and self.setup.needs_query:
             last = self.setup.stages[meta["stage"]][-1]
-            meta["diagnostics"].append(results.diagnose(self.setup, self.directory, state, details, last))
+            found = results.diagnose(self.setup, self.directory, state, details, last)
+            meta["diagnostics"].append(found)
+            names = [task.name for task in self.setup.tasks]
+            self.tracker.message("\n".join([f"what the pool selects, {name}:", *pool_diagnostics.lines(found, names)]))
         for split, columns in row.items():
             text = "; ".join(
                 f"{column} " + " ".join("-" if value is None else f"{value:.1f}" for value in values)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codegen2_jax import processes
+from codegen2_jax.continual.diagnostics import query_separation
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
@@ -35,6 +37,7 @@ SPLITS = ("valid", "test")
 ASSUMED_SHAPE, ASSUMED_TASKS = (128, 128), 4
 # Positions at which a kernel of attention is tried: no multiple of a tile, as the lengths of pairs are none.
 CHECKED_LENGTH = 328
+SEPARATION_QUERIES = 256  # of each task, to see whether queries tell tasks apart at all (specification, 3.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,6 +392,15 @@ class Setup:
             TaskQueries(task.name, some(task.train, TRAIN_QUERIES), some(task.test, self.config.eval_examples))
             for task in self.tasks
         ]
+
+    def query_separation(self, tasks: Sequence[int]) -> list[str]:
+        """How far apart the training queries of these tasks lie, as lines of text, with a warning if not at all."""
+        queries = []
+        for task in tasks:
+            split = self.tasks[task].train
+            records = loader.evenly_spaced(len(split), min(SEPARATION_QUERIES, len(split)))
+            queries.append(self.queries_of(split)[records])
+        return query_separation(queries).lines([self.tasks[task].name for task in tasks])
 
     def replayed_batches(self, stage: int, epoch: int, buffer: Buffer):
         """The batches of one pass over the buffer, after an epoch; this process's rows of each."""
