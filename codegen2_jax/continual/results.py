@@ -28,7 +28,7 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
     record = Scores(
         tasks=[task.name for task in setup.tasks],
         scorers={name: [scoring.scorer_of(task, name) for task in setup.tasks] for name in scoring.columns(setup)},
-        leave_out=[task.name for task in setup.tasks if task.name in config.leave_out],
+        leave_out=setup.leave_out,
         header={
             "complete": complete,
             "method": config.method,

@@ -85,6 +85,8 @@ def _make_learn(prompt: Any, optimizer: Any, params: dict, state: dict, steps: i
 
     rows = jax.eval_shape(rows_of, state, shape)
     axes = {"prompt": {"keys": prompt.param_axes()["keys"]}}
+    if hasattr(optimizer, "narrowed"):
+        optimizer = optimizer.narrowed(["prompt/keys"], [f"prompt/{name}" for name in params])
     transformation = optimizer.transformation(steps, axes, rows)
 
     def loss(trained, params, state, query_BD, task_B):

@@ -84,6 +84,15 @@ def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
     return [tuple(range(num_tasks))] if walk == "joint" else [(task,) for task in range(num_tasks)]
 
 
+def left_out(config: Any, names: Sequence[str]) -> list[str]:
+    """The tasks without which averages are added, in learning order; refuses a name that is none of the stream."""
+    unknown = [name for name in config.leave_out or () if name not in names]
+    if unknown:
+        raise UserError(f"leave_out: {unknown[0]!r} is no task of this stream, which has {', '.join(names)}.")
+    chosen = config.without_signal if config.leave_out is None else config.leave_out
+    return [name for name in names if name in chosen]
+
+
 def is_cached(config: Any, vocabulary_directory: str) -> bool:
     """Whether `open_tasks` would find everything made."""
     return not cache.missing(**_cache_of(config, vocabulary_directory))
@@ -136,6 +145,8 @@ class Setup:
         self.loaded = config.source.without_weights(**changes) if self._is_abstract else config.source.load()
         self.vocabulary = self.loaded.vocabulary
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
+        if self.needs_query:
+            self.loaded.model.check_pooling(config.query_pooling)
         whole = config.ordered_reduction > 0
         self.model = attention_choice.resolved(self.loaded.model, self.layout, length=CHECKED_LENGTH, cut=not whole)
         if not whole:
@@ -151,6 +162,7 @@ class Setup:
         self.tasks, self.shapes = [], [ASSUMED_SHAPE]
         if with_data:
             self.tasks = open_tasks(config, self.loaded.vocabulary_directory, self.vocabulary)
+            self.leave_out = left_out(config, [task.name for task in self.tasks])
             # One set of shapes for all tasks: each shape is compiled once, whichever task it serves.
             lengths = [loader.record_lengths(task.split(name)) for task in self.tasks for name in ("train", *SPLITS)]
             source_N, target_N = (np.concatenate(part) for part in zip(*lengths, strict=True))

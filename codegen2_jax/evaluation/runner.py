@@ -71,6 +71,8 @@ class Decoding:
             value = getattr(self, name)
             if value < 1:
                 raise UserError(f"{name}={value} is out of range; it must be at least 1.")
+        if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
+            raise UserError(f"length_penalty={self.length_penalty} is out of range; give 0 or more, 1 is usual.")
 
     def identifier(self, beams: int) -> str:
         """What is stored beside every score that was decoded so."""
