@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from codegen2_jax.continual import projection, scoring
+from codegen2_jax.continual.deviations import deviations
 from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE, Scores, format_matrix, format_summary
@@ -73,30 +74,6 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
                 record.record_baseline(name, split, metric, values)
     record.diagnostics = by_name(meta["diagnostics"])
     return record.to_dict()
-
-
-def deviations(config: Any) -> list[str]:
-    """In what a run differs from what arXiv 2307.02435 and its released code do."""
-    found = ["no loss on padding", "sources carry no new tag tokens, targets no tags"]
-    prompt = config.prompt
-    if config.tags == "none":
-        found.append("no task tags")
-    elif config.tags == "input":
-        found.append("task tags in the model's input, not in the query")
-    if prompt is not None and prompt.needs_query:
-        found.append("no dropout in the query encoder")
-        if not prompt.sees_future_data:
-            found.append("keys and prompts start without data of later tasks")
-        if prompt.selectable != "all":
-            found.append("only keys of tasks already seen can be selected")
-        if prompt.prompt_order != "score":
-            found.append("prompts stand in the order of their keys, not of their scores")
-    if config.replay is not None:
-        if config.replay.schedule != "epoch_end":
-            found.append("replayed rows join every step instead of passes between epochs")
-        if config.replay.policy != "ring":
-            found.append("the buffer is a reservoir, not a ring")
-    return found
 
 
 def _replay_cost(setup: Setup, meta: dict) -> dict[str, Any]:

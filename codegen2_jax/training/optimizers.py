@@ -241,8 +241,7 @@ class AdamW:
         """The optax transformation for `num_steps` steps.
 
         axes: a tree like the trainable parameters of logical axis names. rows: the tree of row masks (shapes only
-        matter) that `update(..., rows=...)` will be given. UserError for a pattern of `rates`
-        that matches no parameter.
+        matter) that `update(..., rows=...)` will be given. UserError where a pattern of `rates` matches no parameter.
         """
         self._check_rates(_names(axes))
         rates = (*self.rates, (".*", self.learning_rate))
