@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from codegen2_jax.continual import pool_diagnostics, results, scoring
+from codegen2_jax.continual import ceilings, pool_diagnostics, results, scoring
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE
 from codegen2_jax.continual.setup import Setup
@@ -24,6 +24,7 @@ class Run:
         self.config, self.directory, self.digest = config, directory, digest
         self.tracker, self.checkpoints, self.stop = tracker, checkpoints, stop
         self.setup = Setup(config, directory)
+        self.ceiling = None if config.ceiling is None else ceilings.read(config.ceiling, results.facts(self.setup))
         run_directory.write_config(directory, config_text)
         self.num_tasks, self.num_stages = len(self.setup.tasks), len(self.setup.stages)
         self.clock = Clock()
@@ -200,7 +201,7 @@ class Run:
             self.tracker.message("\n".join([f"what the pool selects, {name}:", *pool_diagnostics.lines(found, names)]))
         for split, columns in row.items():
             text = "; ".join(
-                f"{column} " + " ".join("-" if value is None else f"{value:.1f}" for value in values)
+                f"{column} " + " ".join("-" if v is None else f"{v:.{2 if column == 'loss' else 1}f}" for v in values)
                 for column, values in columns.items()
             )
             self.tracker.message(f"  {name}, {split}: {text}")
@@ -252,7 +253,7 @@ class Run:
 
     def _write(self, meta: dict, *, complete: bool) -> dict:
         """Writes scores.json and returns what is in it."""
-        record = results.build(self.setup, self.digest, meta, complete=complete)
+        record = results.build(self.setup, self.digest, meta, complete=complete, ceiling=self.ceiling)
         run_directory.write_scores(self.directory, record)
         return record
 

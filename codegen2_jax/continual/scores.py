@@ -12,7 +12,7 @@ the metric for each task.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from codegen2_jax.errors import UserError
 
 LOWER_IS_BETTER = ("loss", "perplexity")
 ORACLE = "_oracle"  # a metric named bleu_oracle is bleu with prompts chosen by the true task id
+FLOORS = ("copy", "constant")  # baselines from below; all others are ceilings
 MIN_HEADROOM = 1.0
 Tasks = Sequence[bool] | None
 
@@ -137,6 +138,16 @@ METRICS = {
 }
 
 
+
+
+def _rise(forget: Callable) -> Callable:
+    """The drop of minus a loss is its rise: final loss - lowest loss, and so on; above 0 is worse."""
+    return lambda loss_SJ, scored_J=None: forget(-_matrix(loss_SJ), scored_J)
+
+
+RISES = {name.replace("forget", "rise"): _rise(METRICS[name]) for name in METRICS if name.startswith("forget")}
+
+
 @dataclasses.dataclass(kw_only=True)
 class Scores:
     """Everything a run has measured; `to_dict` is scores.json, `from_dict` continues from one.
@@ -174,7 +185,7 @@ class Scores:
         matrices[metric][stage, task] = value
 
     def record_baseline(self, name: str, split: str, metric: str, values_J: Sequence[float | None]) -> None:
-        """One score per task of something that is no stage: "copy", "constant", "individual", "mtl"."""
+        """One score per task of something that is no stage: "copy", "constant", "individual", "multitask"."""
         assert len(values_J) == len(self.tasks), values_J
         row = [None if value is None else float(value) for value in values_J]
         self.baselines.setdefault(name, {}).setdefault(split, {})[metric] = row
@@ -182,17 +193,21 @@ class Scores:
     def summary(self) -> dict[str, dict[str, Any]]:
         """split -> {"<metric name>_<score>": number}, what could be computed so far. See the functions above.
 
-        Beside METRICS: average_without_<task>_*, intransigence_vs_individual_* and copy_normalised_vs_individual_*
-        (with _per_task_, null where there is no headroom; "mtl" likewise), oracle_gap_*.
+        Beside METRICS: average_without_<task>_*, oracle_gap_*, and for every baseline that is a ceiling, such as
+        "individual", intransigence_vs_individual_* and copy_normalised_vs_individual_*, the latter also with _per_task_
+        (null where there is no headroom) and with the names of those tasks in no_headroom_vs_individual_*. Of a loss,
+        which is better when low, rise_* stand for forget_*.
         """
         return {split: self._summary_of(split) for split in self.splits}
 
     def _summary_of(self, split: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for metric, matrix in self.splits[split].items():
-            names = ("average",) if metric in LOWER_IS_BETTER or metric.endswith(ORACLE) else tuple(METRICS)
             scored_J = np.array([name is not None for name in self._scorers_of(metric)])
-            found |= {f"{name}_{metric}": METRICS[name](matrix, scored_J) for name in names}
+            metrics = {"average": average} if metric.endswith(ORACLE) else METRICS
+            if metric in LOWER_IS_BETTER:
+                metrics = {"average": average, "avg_incremental": avg_incremental, **RISES}
+            found |= {f"{name}_{metric}": function(matrix, scored_J) for name, function in metrics.items()}
             for left_out in self.leave_out:
                 others = scored_J & (np.array(self.tasks) != left_out)
                 found[f"average_without_{left_out}_{metric}"] = _mean(matrix[-1, others])
@@ -201,16 +216,19 @@ class Scores:
             if metric + ORACLE in self.splits[split]:
                 found[f"oracle_gap_{metric}"] = oracle_gap(self.splits[split][metric + ORACLE], matrix)
             copy = self._baseline("copy", split, metric)
-            for name in ("individual", "mtl"):
+            for name in [name for name in self.baselines if name not in FLOORS]:
                 ceiling = self._baseline(name, split, metric)
                 if ceiling is not None:
                     found[f"intransigence_vs_{name}_{metric}"] = intransigence(matrix, ceiling, scored_J)
                 if ceiling is not None and copy is not None:
                     found[f"copy_normalised_vs_{name}_{metric}"] = copy_normalised(matrix, ceiling, copy)
+                    flat_J = ~(_row(ceiling, matrix) - _row(copy, matrix) >= MIN_HEADROOM) & scored_J
+                    found[f"no_headroom_vs_{name}_{metric}"] = [self.tasks[task] for task in np.flatnonzero(flat_J)]
                     if not np.isnan(matrix[-1]).any():
                         per_task = copy_normalised_per_task(matrix, ceiling, copy)
                         found[f"copy_normalised_per_task_vs_{name}_{metric}"] = _nullable(per_task)
-        return {name: value for name, value in found.items() if isinstance(value, list) or math.isfinite(value)}
+        told = lambda value: value if isinstance(value, list) else math.isfinite(value)  # noqa: E731
+        return {name: value for name, value in found.items() if told(value)}
 
     def _scorers_of(self, metric: str) -> Sequence[str | None]:
         """The scorer of each task; a metric that `scorers` does not name scores them all by itself."""
@@ -263,13 +281,15 @@ def format_matrix(scores: Mapping[str, Any], *, split: str, metric: str) -> list
     """The matrix of one split and metric as lines of text, from the contents of scores.json.
 
     Rows are the stages, columns the tasks and their average. Copying the input and the best constant output always
-    have a row, since a score says little without them; other baselines follow. '-' is a cell that was not measured.
+    have a row where higher is better, since a score says little without them; other baselines follow. '-' is a cell that
+    was not measured.
     """
     tasks, rows = list(scores["stream"]), scores["splits"][split][metric]
     labels = ["before training"] + [f"after {number} {task}" for number, task in enumerate(tasks, start=1)]
     table = [(label, row) for label, row in zip(labels, rows, strict=True) if any(cell is not None for cell in row)]
     stored = scores.get("baselines", {})
-    for name in ("copy", "constant", *(name for name in stored if name not in ("copy", "constant"))):
+    floors = () if metric in LOWER_IS_BETTER else FLOORS
+    for name in (*floors, *(name for name in stored if name not in FLOORS and metric in stored[name].get(split, {}))):
         row = stored.get(name, {}).get(split, {}).get(metric)
         table.append((name if row else f"{name} (not computed)", row or [None] * len(tasks)))
     headings = ["", *tasks, "average"]
@@ -305,6 +325,8 @@ def _scorers(scores: Mapping[str, Any], metric: str | None) -> list[str | None]:
 def _title(scores: Mapping[str, Any], split: str, metric: str) -> str:
     """E.g. 'test bleu: codet5_bleu (a, b), codet5_smooth_bleu (c)'."""
     ids = scores.get("scorers", {}).get(metric.removesuffix(ORACLE))
+    if metric == "loss":
+        return f"{split} loss: cross-entropy in nats per target token, teacher-forced; lower is better"
     if not ids:
         return f"{split} {metric}"
     users = {

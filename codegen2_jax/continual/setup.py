@@ -309,6 +309,10 @@ class Setup:
         self.train_step = jit(make(accumulation_steps=count, in_parts=in_parts))
         self.replay_step = jit(make(advance=False, in_parts=self._in_parts(replayed or config.batch_size)))
         self.loss_step = jax.jit(make_loss_step(self.learner), out_shardings=partitioning.replicated(self.layout))
+        self._loss_step_without_prompt = self.loss_step
+        if config.prompt is not None:  # compiled when it is first called: for the row before training
+            without = dataclasses.replace(self.learner, prompt=None)
+            self._loss_step_without_prompt = jax.jit(make_loss_step(without), out_shardings=whole)
         self._predicts: dict[tuple, Any] = {}
 
     def _in_parts(self, *batch_sizes: int) -> Any:
@@ -319,6 +323,11 @@ class Setup:
         for batch_size in batch_sizes:
             ordered_reduction.check(parts, self.layout, batch_size)
         return functools.partial(ordered_reduction.in_order, parts=parts, layout=self.layout)
+
+    def loss_step_of(self, selection: str | None):
+        """The jitted loss of a batch under the selection of an evaluation, "pool", or without a prompt (None)."""
+        assert selection in (None, "pool"), selection
+        return self._loss_step_without_prompt if selection is None else self.loss_step
 
     def predict(self, task: int, *, beams: int, selection: str | None):
         """The jitted decoder for a task's longest target; selection None decodes without a prompt."""

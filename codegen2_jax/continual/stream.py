@@ -52,6 +52,8 @@ class ContinualLearning:
       eval_examples: examples scored of each valid and test split, evenly spaced; None for all.
       leave_out: tasks of the stream whose score carries no signal, averages without each of which are added; None:
         those of the stream that `without_signal` names.
+      ceiling: directory of a finished individual or multitask run, or its scores.json, that this run is held against
+        (`continual.ceilings`); None for none.
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
       num_shapes: padded batch shapes in use; each is compiled once.
       loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
@@ -84,6 +86,7 @@ class ContinualLearning:
     eval_examples: int | None = None
     leave_out: tuple[str, ...] | None = None
     without_signal: tuple[str, ...] = ()
+    ceiling: str | None = None
     retrieval_only: bool = False
     num_shapes: int = 4
     loss_blocks: int | None = None
