@@ -81,7 +81,7 @@ def lines(found: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
     width = max(map(len, tasks))
     table = ["  ".join([" " * width, *names])]
     for number, task in enumerate(tasks):
-        values = {name: found[name][number] for name in names if number < len(found[name])}
+        values = {name: dict(enumerate(found[name])).get(number) for name in names}
         cells = [diagnostics.figure(value).rjust(len(name)) for name, value in values.items()]
         table.append("  ".join([task.ljust(width), *cells]))
     overall = [f"{name} {diagnostics.figure(found[name])}" for name in OVERALL if found.get(name) is not None]

@@ -281,8 +281,8 @@ def format_matrix(scores: Mapping[str, Any], *, split: str, metric: str) -> list
     """The matrix of one split and metric as lines of text, from the contents of scores.json.
 
     Rows are the stages, columns the tasks and their average. Copying the input and the best constant output always
-    have a row where higher is better, since a score says little without them; other baselines follow. '-' is a cell that
-    was not measured.
+    have a row where higher is better, since a score says little without them; other baselines follow. '-' is a cell
+    that was not measured.
     """
     tasks, rows = list(scores["stream"]), scores["splits"][split][metric]
     labels = ["before training"] + [f"after {number} {task}" for number, task in enumerate(tasks, start=1)]

@@ -121,7 +121,8 @@ def test_a_stage_stores_and_prints_every_figure_and_null_for_none():
     assert found["query_cross"] == 0.0 and found["retrieval_top1"] == [1.0, None]
     assert found["usage_entropy_overall"] == 1.0 and found["usage_entropy"] == [0.5, 0.5]
     shown = pool_diagnostics.lines(found, ["one", "two"])
-    assert "retrieval_top1" in shown[0] and shown[1].split()[:2] == ["one", "1.000"] and shown[2].split()[1] == "-"
+    assert "retrieval_top1" in shown[0] and shown[1].split()[:2] == ["one", "1.000"]
+    assert shown[2].split() == ["two", *"----", "0.500", "2.000"]
     assert "usage_entropy_overall 1.000" in shown[3] and "WARNING" not in "".join(shown)
     same = [np.ones((3, 8))] * 2
     found = pool_diagnostics.stage_diagnostics(
