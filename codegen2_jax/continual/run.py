@@ -127,6 +127,12 @@ class Run:
                 if step % every == 0 or step == total:
                     if self._validate(state, meta, step):
                         best = _copy(state.trainable)
+                    if meta["stalled"] and between_epochs and step % batches.batches_per_epoch and step < total:
+                        # The epoch that early stopping cuts short counts as one; its pass may make the best state yet.
+                        state = self._replay(state, meta, buffer, epoch=-(-step // batches.batches_per_epoch))
+                        if self._validate(state, meta, step):
+                            best = _copy(state.trainable)
+                        meta["stalled"] = True
                 meta["data"] = iterator.get_state()
                 meta["trained"] = step == total or meta["stalled"]
                 self._save(state, best, meta, step=step)
