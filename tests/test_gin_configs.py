@@ -8,6 +8,7 @@ import gin
 import pytest
 
 from codegen2_jax import cli
+from codegen2_jax.continual.deviations import deviations
 
 FILES = [path.relative_to(cli.PACKAGED).as_posix() for path in sorted(cli.PACKAGED.rglob("*.gin"))]
 # The macros that every run file answers to.
@@ -114,26 +115,53 @@ def test_gin_files_are_found_beside_the_package():
     assert Path(cli.__file__).resolve().parent.parent == cli.PACKAGED.parent
 
 
+def job_of(method: str, *presets: str):
+    names = [f"{method}.gin", *(f"presets/{preset}.gin" for preset in presets)]
+    parsed = cli.parse_flags(["train", *(f"--gin_file={name}" for name in names)], "")
+    found = cli.build(cli.read(parsed), parsed)[0]
+    gin.clear_config()
+    return found
+
+
 @pytest.mark.parametrize("method", ["pp_tf", "pp", "pp_tf_er", "finetune_er"])
 def test_a_preset_reaches_the_pool_and_the_replay_of_any_method(method):
-    """Given after the method's file; "strict" after "paper" takes back all but how keys start."""
-
-    def job(*presets):
-        names = [f"{method}.gin", *(f"presets/{preset}.gin" for preset in presets)]
-        parsed = cli.parse_flags(["train", *(f"--gin_file={name}" for name in names)], "")
-        found = cli.build(cli.read(parsed), parsed)[0]
-        gin.clear_config()
-        return found
-
-    plain, paper, strict = job(), job("paper"), job("paper", "strict")
+    """Given after the method's file; "strict" after "paper" takes back all that saw a later task or a task's name."""
+    plain, paper, strict = (job_of(method, *presets) for presets in ((), ("paper",), ("paper", "strict")))
     assert (plain.tags, paper.tags, strict.tags) == ("none", "input_and_query", "none")
     if plain.prompt is not None:
         pools = [found.prompt for found in (plain, paper, strict)]
         assert [pool.selectable for pool in pools] == ["seen", "all", "seen"]
         assert [pool.prompt_order for pool in pools] == ["key_id", "score", "key_id"]
         assert paper.prompt.sees_future_data and not plain.prompt.sees_future_data
+        assert strict.prompt.initialisation == plain.prompt.initialisation
         assert paper.prompt.assignment == plain.prompt.assignment
     if plain.replay is not None:
         schedules = [found.replay.schedule for found in (plain, paper, strict)]
         assert schedules == ["interleaved", "epoch_end", "interleaved"]
         assert paper.replay.with_current and not strict.replay.with_current
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [("finetune_er", 5e-5), ("multitask", 5e-5), ("pp_er", 10.0), ("pp_tf", 10.0), ("task_prompts", 100.0)],
+)
+def test_the_papers_rates_reach_every_method_and_what_still_differs_is_listed(method, rate):
+    plain, paper = job_of(method), job_of(method, "paper")
+    optimizer = paper.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.clip_norm) == (rate, 500, None)
+    assert paper.replay is None or paper.replay.size == 5000
+    before, after = "; ".join(deviations(plain)), "; ".join(deviations(paper))
+    for phrase in ("warm-up steps 10, published", "validation decodes greedily", "no task tags"):
+        assert (phrase in before) == (method != "multitask" or phrase != "no task tags") and phrase not in after
+    for phrase in ("150 steps for every task", "64 examples of each split", "weights nano_t5", "stream pytask_cl"):
+        assert phrase in before and phrase in after
+    if method == "finetune_er":
+        assert "learning rate 0.001 for every task, published 5e-05, on CONCODE 0.0001" in before
+        assert "learning rate 5e-05 for every task, published 5e-05, on CONCODE 0.0001" in after
+        for phrase in ("gradients clipped to norm 1", "a buffer of 500 examples, published 5,000", "join every step"):
+            assert phrase in before and phrase not in after
+    if method == "pp_tf":
+        assert "learning rate of prompts 1.0, published 10.0" in before and "learning rate of" not in after
+        assert "keys assigned by 'disjoint'" in before and "keys assigned by 'disjoint'" in after
+    if method == "pp_er":
+        assert "keys assigned" not in before

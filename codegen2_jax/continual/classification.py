@@ -26,7 +26,7 @@ from codegen2_jax.evaluation.understanding import write_lines
 from codegen2_jax.metrics import classification
 from codegen2_jax.training import run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
-from codegen2_jax.training.initialisation import ModelSource
+from codegen2_jax.training.initialisation import ModelSource, check_seed
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.tracking import Tracker
@@ -64,6 +64,7 @@ class Classification:
         for name in ("num_epochs", "batch_size", "eval_batch_size", "accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
+        check_seed(self.seed)
         if self.max_tokens < 2 or self.patience < 0:
             raise UserError(f"max_tokens={self.max_tokens}, patience={self.patience}: give 2 or more, and 0 or more.")
         if self.batch_size % self.accumulation_steps:

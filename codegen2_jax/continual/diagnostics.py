@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from codegen2_jax.errors import UserError
-
 COLLAPSED_COSINE = 0.99
 
 
@@ -98,7 +96,8 @@ def key_drift(before_MD: np.ndarray, after_MD: np.ndarray, rows_M: np.ndarray) -
 class QuerySeparation:
     """cosine_JJ: mean cosine of pairs of queries, within a task on the diagonal (an example is not its own pair) and
     between tasks off it. within, cross: means of the two parts; gap: their difference. nearest_mean_accuracy: share
-    of queries whose nearest task mean is their own task's, the query itself left out of that mean.
+    of queries whose nearest task mean is their own task's, the query itself left out of that mean. A task with a single
+    query has no pair within it and no mean without it: NaN there, and the means are over the other tasks.
     """
 
     cosine_JJ: np.ndarray
@@ -116,38 +115,46 @@ class QuerySeparation:
         """The figures as lines of text, with a warning when the queries collapsed."""
         width = max(map(len, tasks))
         rows = [
-            f"{task.ljust(width)}  " + "  ".join(f"{value:6.3f}" for value in row)
+            f"{task.ljust(width)}  " + "  ".join(figure(value).rjust(6) for value in row)
             for task, row in zip(tasks, self.cosine_JJ, strict=True)
         ]
         figures = (
-            f"within {self.within:.3f}  cross {self.cross:.3f}  gap {self.gap:.3f}  "
-            f"nearest-mean accuracy {self.nearest_mean_accuracy:.3f}"
+            f"within {figure(self.within)}  cross {figure(self.cross)}  gap {figure(self.gap)}  "
+            f"nearest-mean accuracy {figure(self.nearest_mean_accuracy)}"
         )
-        warning = [
-            f"WARNING: queries collapsed: mean cosine between tasks {self.cross:.4f} exceeds {COLLAPSED_COSINE}; "
-            "every task will choose the same prompts."
-        ]
-        return ["query cosines", *rows, figures, *(warning if self.collapsed else [])]
+        return ["query cosines", *rows, figures, *([collapse_warning(self.cross)] if self.collapsed else [])]
+
+
+def figure(value: float | None) -> str:
+    """Three digits, '-' for a figure about nothing."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def collapse_warning(cross: float) -> str:
+    """What is said of queries whose mean cosine between tasks is above COLLAPSED_COSINE."""
+    return (
+        f"WARNING: queries collapsed: mean cosine between tasks {cross:.4f} exceeds {COLLAPSED_COSINE}; "
+        "every task will choose the same prompts."
+    )
 
 
 def query_separation(queries: Sequence[np.ndarray]) -> QuerySeparation:
-    """How far apart the tasks' queries lie; `queries` holds one query_ND per task, at least two rows each.
+    """How far apart the tasks' queries lie; `queries` holds one query_ND per task.
 
     What a pool with fixed assignment retrieves after training is close to the nearest task mean, so
     `nearest_mean_accuracy` foretells retrieval without training anything. Use 256 rows or more each.
     """
     counts = [len(query_ND) for query_ND in queries]
-    if min(counts) < 2:
-        raise UserError(f"a task has {min(counts)} queries; the cosine within a task needs at least 2.")
     units = [_unit(np.asarray(query_ND, np.float64)) for query_ND in queries]
     sum_JD = np.stack([unit_ND.sum(axis=0) for unit_ND in units])
     count_J = np.array(counts, np.float64)
     cosine_JJ = (sum_JD @ sum_JD.T) / np.outer(count_J, count_J)
     self_J = np.array([(unit_ND * unit_ND).sum() for unit_ND in units])
-    within_J = ((sum_JD * sum_JD).sum(axis=1) - self_J) / (count_J * (count_J - 1))
+    pairs_J = count_J * (count_J - 1)
+    within_J = np.where(pairs_J > 0, ((sum_JD * sum_JD).sum(axis=1) - self_J) / np.maximum(pairs_J, 1), np.nan)
     cosine_JJ[np.diag_indices(len(units))] = within_J
     apart = ~np.eye(len(units), dtype=bool)
-    within, cross = float(within_J.mean()), _mean(cosine_JJ[apart])
+    within, cross = _mean(within_J[pairs_J > 0]), _mean(cosine_JJ[apart])
     return QuerySeparation(
         cosine_JJ=cosine_JJ,
         within=within,
@@ -160,10 +167,12 @@ def query_separation(queries: Sequence[np.ndarray]) -> QuerySeparation:
 def _nearest_mean_accuracy(units: list[np.ndarray], sum_JD: np.ndarray) -> float:
     correct = []
     for task, unit_ND in enumerate(units):
+        if len(unit_ND) < 2:
+            continue
         similarity_NJ = unit_ND @ _unit(sum_JD).T
         similarity_NJ[:, task] = (unit_ND * _unit(sum_JD[task][None] - unit_ND)).sum(axis=1)
         correct.append(similarity_NJ.argmax(axis=1) == task)
-    return _mean(np.concatenate(correct))
+    return _mean(np.concatenate(correct)) if correct else math.nan
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

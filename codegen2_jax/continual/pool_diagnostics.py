@@ -3,12 +3,17 @@
 B scored examples, N of one task, J tasks, M keys, K selected, D query width.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from codegen2_jax.continual import diagnostics, projection
+
+RETRIEVAL = ("retrieval_top1", "retrieval_majority", "own_key_recall", "own_key_limit")
+PER_TASK = (*RETRIEVAL, "usage_entropy", "effective_keys")
+OVERALL = ("usage_entropy_overall", "effective_keys_overall", "key_drift", "query_gap", "nearest_mean_accuracy")
 
 
 def stage_diagnostics(
@@ -50,9 +55,13 @@ def stage_diagnostics(
     found |= {
         "usage_entropy": [diagnostics.usage_entropy(usage_M)[0] for usage_M in usage_JM],
         "effective_keys": [diagnostics.usage_entropy(usage_M)[1] for usage_M in usage_JM],
+        "usage_entropy_overall": diagnostics.usage_entropy(usage_JM.sum(axis=0))[0],
         "effective_keys_overall": diagnostics.usage_entropy(usage_JM.sum(axis=0))[1],
         "selection_overlap": diagnostics.selection_overlap(usage_JM).tolist(),
         "query_cosine": separation.cosine_JJ.tolist(),
+        "query_within": separation.within,
+        "query_cross": separation.cross,
+        "query_gap": separation.gap,
         "nearest_mean_accuracy": separation.nearest_mean_accuracy,
         "key_usage": usage_JM.tolist(),
         "assignment": assignment_JM.tolist(),
@@ -66,6 +75,21 @@ def stage_diagnostics(
     return _plain(found)
 
 
+def lines(found: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    """The figures of one stage as a table, tasks by figures, and below it those of the whole pool."""
+    names = [name for name in PER_TASK if any(value is not None for value in found.get(name, []))]
+    width = max(map(len, tasks))
+    table = ["  ".join([" " * width, *names])]
+    for number, task in enumerate(tasks):
+        values = {name: dict(enumerate(found[name])).get(number) for name in names}
+        cells = [diagnostics.figure(value).rjust(len(name)) for name, value in values.items()]
+        table.append("  ".join([task.ljust(width), *cells]))
+    overall = [f"{name} {diagnostics.figure(found[name])}" for name in OVERALL if found.get(name) is not None]
+    cross = found["query_cross"]
+    collapsed = cross is not None and cross > diagnostics.COLLAPSED_COSINE
+    return [*table, "  ".join(overall), *([diagnostics.collapse_warning(cross)] if collapsed else [])]
+
+
 def by_name(stages: Sequence[Mapping[str, Any]]) -> dict[str, list]:
     """[{name: value}] of each stage -> {name: [value of each stage]}."""
     names = dict.fromkeys(name for stage in stages for name in stage)
@@ -73,12 +97,12 @@ def by_name(stages: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers rounded to six places, in whatever they are nested."""
+    """Numbers rounded to six places, in whatever they are nested; None for a figure about nothing."""
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return None if value is None else round(float(value), 6)
+    return None if value is None or not math.isfinite(value) else round(float(value), 6)
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

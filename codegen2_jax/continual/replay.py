@@ -28,7 +28,7 @@ class Replay:
       schedule: "interleaved" joins `batch_size` buffered examples to every batch, one loss over both (Mammoth's ER);
         "epoch_end" walks once through the whole buffer after every epoch of the task, in batches of one task each,
         one optimizer step per batch at the learning rate where the task's schedule stands (as arXiv 2307.02435's code
-        does). A last epoch that the stage cuts short counts as one.
+        does). A last epoch that the stage's end or early stopping cuts short counts as one.
       batch_size: replayed examples a step; None: the task's batch size when interleaved, 8 at an epoch's end.
       include_current: whether the task that is being learned is in the buffer while it is; None: only for "epoch_end".
     """

@@ -8,27 +8,45 @@ from typing import Any
 import jax
 import numpy as np
 
-from codegen2_jax.continual import projection, scoring
+from codegen2_jax.continual import ceilings, projection, scoring
+from codegen2_jax.continual.deviations import deviations
 from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE, Scores, format_matrix, format_summary
 from codegen2_jax.continual.setup import SPLITS, Setup
 from codegen2_jax.data.plan import record_lengths
+from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.sharding.partitioning import to_host
 from codegen2_jax.training.run_directory import versions
 from codegen2_jax.training.step import TrainState
 
 
-def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str, Any]:
-    """The contents of scores.json for a run that stands at `meta`."""
+def facts(setup: Setup) -> dict[str, Any]:
+    """What two runs have to share when their scores are compared (`ceilings.FACTS`)."""
     config = setup.config
-    digests = [task.split(name).digest for task in setup.tasks for name in ("train", *setup.scored)]
+    # Of the records without tags: whether a source carries one is a setting of the run, and has its own place.
+    splits = [task.split(name) for task in setup.tasks for name in ("train", *setup.scored)]
+    digests = [split.records.digest if isinstance(split, TaggedSplit) else split.digest for split in splits]
+    return {
+        "stream": [task.name for task in setup.tasks],
+        "data_digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "scorers": {name: [scoring.scorer_of(task, name) for task in setup.tasks] for name in scoring.columns(setup)},
+        "eval_examples": config.eval_examples,
+        "decoding": config.decoding.identifier(config.decoding.scoring_beams),
+    }
+
+
+def build(
+    setup: Setup, digest: str, meta: dict, *, complete: bool, ceiling: tuple[str, ceilings.Rows] | None = None
+) -> dict[str, Any]:
+    """The contents of scores.json for a run that stands at `meta`; ceiling: the name and the scores of another run."""
+    config, shared = setup.config, facts(setup)
     shapes = setup.state_shapes
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (shapes.trainable, shapes.frozen)]
     record = Scores(
-        tasks=[task.name for task in setup.tasks],
-        scorers={name: [scoring.scorer_of(task, name) for task in setup.tasks] for name in scoring.columns(setup)},
-        leave_out=[task.name for task in setup.tasks if task.name in config.leave_out],
+        tasks=shared["stream"],
+        scorers=shared["scorers"],
+        leave_out=setup.leave_out,
         header={
             "complete": complete,
             "method": config.method,
@@ -40,10 +58,10 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
             "prompt": None if config.prompt is None else dataclasses.asdict(config.prompt),
             "weights_digest": setup.loaded.digest,
             "config_digest": digest,
-            "data_digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "data_digest": shared["data_digest"],
             "data": setup.data,
-            "decoding": config.decoding.identifier(config.decoding.scoring_beams),
-            "eval_examples": config.eval_examples,
+            "decoding": shared["decoding"],
+            "eval_examples": shared["eval_examples"],
             "future_data_in_init": config.prompt is not None and config.prompt.sees_future_data,
             "tags": config.tags,
             "query_pooling": config.query_pooling,
@@ -68,36 +86,13 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
                 for task, value in enumerate(values):
                     if value is not None and (config.walk != "individual" or task in tasks):
                         record.record(split, metric, stage=number, task=task, value=value)
-    for name, splits in scoring.baselines(setup).items():
+    baselines = scoring.baselines(setup) | ({} if ceiling is None else {ceiling[0]: ceiling[1]})
+    for name, splits in baselines.items():
         for split, metrics in splits.items():
             for metric, values in metrics.items():
                 record.record_baseline(name, split, metric, values)
     record.diagnostics = by_name(meta["diagnostics"])
     return record.to_dict()
-
-
-def deviations(config: Any) -> list[str]:
-    """In what a run differs from what arXiv 2307.02435 and its released code do."""
-    found = ["no loss on padding", "sources carry no new tag tokens, targets no tags"]
-    prompt = config.prompt
-    if config.tags == "none":
-        found.append("no task tags")
-    elif config.tags == "input":
-        found.append("task tags in the model's input, not in the query")
-    if prompt is not None and prompt.needs_query:
-        found.append("no dropout in the query encoder")
-        if not prompt.sees_future_data:
-            found.append("keys and prompts start without data of later tasks")
-        if prompt.selectable != "all":
-            found.append("only keys of tasks already seen can be selected")
-        if prompt.prompt_order != "score":
-            found.append("prompts stand in the order of their keys, not of their scores")
-    if config.replay is not None:
-        if config.replay.schedule != "epoch_end":
-            found.append("replayed rows join every step instead of passes between epochs")
-        if config.replay.policy != "ring":
-            found.append("the buffer is a reservoir, not a ring")
-    return found
 
 
 def _replay_cost(setup: Setup, meta: dict) -> dict[str, Any]:

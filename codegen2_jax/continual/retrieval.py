@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codegen2_jax.continual import diagnostics, pool_diagnostics
 from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.errors import UserError
 from codegen2_jax.training import run_directory
@@ -84,6 +85,8 @@ def _make_learn(prompt: Any, optimizer: Any, params: dict, state: dict, steps: i
 
     rows = jax.eval_shape(rows_of, state, shape)
     axes = {"prompt": {"keys": prompt.param_axes()["keys"]}}
+    if hasattr(optimizer, "narrowed"):
+        optimizer = optimizer.narrowed(["prompt/keys"], [f"prompt/{name}" for name in params])
     transformation = optimizer.transformation(steps, axes, rows)
 
     def loss(trained, params, state, query_BD, task_B):
@@ -110,16 +113,10 @@ def _make_learn(prompt: Any, optimizer: Any, params: dict, state: dict, steps: i
 def report(tasks: Sequence[str], stages: Sequence[dict]) -> list[str]:
     """Lines of text: for each task how much of its own it finds at the end, and how well means tell tasks apart."""
     last = stages[-1]
-    lines = [f"nearest_mean_accuracy {last['nearest_mean_accuracy']:.3f} over {len(tasks)} tasks"]
-    measured = ("retrieval_top1", "retrieval_majority", "own_key_recall", "own_key_limit")
-    names = [name for name in measured if name in last]
-    width = max(len(task) for task in tasks)
-    lines.append("  ".join(["task".ljust(width), *(name.rjust(18) for name in names)]))
-    for number, task in enumerate(tasks):
-        lines.append("  ".join([task.ljust(width), *(f"{last[name][number]:18.3f}" for name in names)]))
-    means = [np.mean([value for value in last[name]]) for name in names]
-    lines.append("  ".join(["mean".ljust(width), *(f"{mean:18.3f}" for mean in means)]))
-    return lines
+    head = f"nearest_mean_accuracy {diagnostics.figure(last['nearest_mean_accuracy'])} over {len(tasks)} tasks"
+    names = [name for name in pool_diagnostics.RETRIEVAL if name in last]
+    means = [f"mean {name} {np.mean(last[name]):.3f}" for name in names if None not in last[name]]
+    return [head, *pool_diagnostics.lines(last, tasks), *(["  ".join(means)] if means else [])]
 
 
 def run(job: Any, config_text: str, header: dict, tasks: Sequence[TaskQueries]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from codegen2_jax.continual import data_record, results, scoring
+from codegen2_jax.continual import ceilings, data_record, pool_diagnostics, results, scoring
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE
 from codegen2_jax.continual.setup import Setup
@@ -24,6 +24,7 @@ class Run:
         self.config, self.directory, self.digest = config, directory, digest
         self.tracker, self.checkpoints, self.stop = tracker, checkpoints, stop
         self.setup = Setup(config, directory)
+        self.ceiling = None if config.ceiling is None else ceilings.read(config.ceiling, results.facts(self.setup))
         run_directory.write_config(directory, config_text)
         self.num_tasks, self.num_stages = len(self.setup.tasks), len(self.setup.stages)
         self.clock = Clock()
@@ -66,6 +67,9 @@ class Run:
     def _open(self, state: TrainState, meta: dict) -> TrainState:
         for task in self.setup.stages[meta["stage"]]:
             state = self.setup.start_task(state, task)
+        if self.setup.needs_query:
+            seen = [task for stage in self.setup.stages[: meta["stage"] + 1] for task in stage]
+            self.tracker.message("\n".join(self.setup.query_separation(seen)))
         if self.config.replay is not None and self.config.replay.with_current:
             self._admit(meta)
         return self.setup.fresh_optimizer(state)
@@ -123,6 +127,12 @@ class Run:
                 if step % every == 0 or step == total:
                     if self._validate(state, meta, step):
                         best = _copy(state.trainable)
+                    if meta["stalled"] and between_epochs and step % batches.batches_per_epoch and step < total:
+                        # The epoch that early stopping cuts short counts as one; its pass may make the best state yet.
+                        state = self._replay(state, meta, buffer, epoch=-(-step // batches.batches_per_epoch))
+                        if self._validate(state, meta, step):
+                            best = _copy(state.trainable)
+                        meta["stalled"] = True
                 meta["data"] = iterator.get_state()
                 meta["trained"] = step == total or meta["stalled"]
                 self._save(state, best, meta, step=step)
@@ -192,10 +202,13 @@ class Run:
                 row[split] = row[split] | {f"{column}{ORACLE}": values for column, values in columns.items()}
         if not before and self.setup.needs_query:
             last = self.setup.stages[meta["stage"]][-1]
-            meta["diagnostics"].append(results.diagnose(self.setup, self.directory, state, details, last))
+            found = results.diagnose(self.setup, self.directory, state, details, last)
+            meta["diagnostics"].append(found)
+            names = [task.name for task in self.setup.tasks]
+            self.tracker.message("\n".join([f"what the pool selects, {name}:", *pool_diagnostics.lines(found, names)]))
         for split, columns in row.items():
             text = "; ".join(
-                f"{column} " + " ".join("-" if value is None else f"{value:.1f}" for value in values)
+                f"{column} " + " ".join("-" if v is None else f"{v:.{2 if column == 'loss' else 1}f}" for v in values)
                 for column, values in columns.items()
             )
             self.tracker.message(f"  {name}, {split}: {text}")
@@ -249,7 +262,7 @@ class Run:
 
     def _write(self, meta: dict, *, complete: bool) -> dict:
         """Writes scores.json and returns what is in it."""
-        record = results.build(self.setup, self.digest, meta, complete=complete)
+        record = results.build(self.setup, self.digest, meta, complete=complete, ceiling=self.ceiling)
         run_directory.write_scores(self.directory, record)
         return record
 

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -58,14 +60,17 @@ def score_task(
 
 
 def selection_score(scorers: tuple[str, ...], scores: dict[str, float | None]) -> float:
-    """What early stopping maximises: BLEU + exact match, BLEU alone for summaries (specification, 1.5)."""
-    if "codet5_smooth_bleu" in scorers:
-        return scores["bleu"]
-    return round(scores["bleu"], 2) + scores.get("exact_match", 0.0)
+    """What early stopping maximises: the first scorer + exact match, BLEU alone for summaries (specification, 1.5)."""
+    first, _ = runner.SCORERS[scorers[0]]
+    if scorers[0] == "codet5_smooth_bleu":
+        return scores[first]
+    return round(scores[first], 2) + (scores.get("exact_match", 0.0) if first != "exact_match" else 0.0)
 
 
 def score_row(setup: Setup, state: TrainState, *, selection: str | None, progress: Any) -> tuple[dict, dict]:
     """One row of R for every split and column, and the TaskScores by (split, task).
+
+    Beside the scorers' columns stands "loss", but for "oracle".
 
     Returns ({split: {column: [score of each task]}}, {(split, task): TaskScores}).
     """
@@ -77,8 +82,17 @@ def score_row(setup: Setup, state: TrainState, *, selection: str | None, progres
             details[split, task] = score_task(setup, state, task, split, beams=beams, selection=selection)
             for column in columns(setup):
                 row[split][column].append(details[split, task].scores.get(column))
+            if selection != "oracle":
+                row[split]["loss"].append(_loss(setup, state, task, split, selection=selection))
             progress.update(len(details))
     return {split: dict(columns) for split, columns in row.items()}, details
+
+
+def _loss(setup: Setup, state: TrainState, task: int, split: str, *, selection: str | None) -> float | None:
+    """Token cross-entropy of the scored examples, teacher-forced, the pull term apart; None where it is not finite."""
+    batches = setup.evaluation_batches(task, split)
+    loss = runner.mean_loss(setup.loss_step_of(selection), state, batches, put=setup.put_whole)
+    return loss if math.isfinite(loss) else None
 
 
 def constant_output(texts: list[str]) -> str:
@@ -87,6 +101,7 @@ def constant_output(texts: list[str]) -> str:
     return min(counts, key=lambda text: (-counts[text], len(text), text))
 
 
+@functools.lru_cache(maxsize=1)  # a run asks after every stage, and they do not change
 def baselines(setup: Setup) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Scores of copying the source and of one constant output: {name: {split: {column: [score of each task]}}}."""
     result = {name: {split: collections.defaultdict(list) for split in setup.scored} for name in BASELINES}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from codegen2_jax import processes
 from codegen2_jax.continual import data_record
+from codegen2_jax.continual.diagnostics import query_separation
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
@@ -36,6 +38,7 @@ SPLITS = ("valid", "test")
 ASSUMED_SHAPE, ASSUMED_TASKS = (128, 128), 4
 # Positions at which a kernel of attention is tried: no multiple of a tile, as the lengths of pairs are none.
 CHECKED_LENGTH = 328
+SEPARATION_QUERIES = 256  # of each task, to see whether queries tell tasks apart at all (specification, 3.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,9 @@ class TaskData:
     scorers: tuple[str, ...]
     max_lengths: tuple[int, int]
 
+    def __post_init__(self):
+        runner.check_scorers(self.name, self.scorers)
+
     def split(self, name: str) -> Any:
         return getattr(self, name)
 
@@ -62,6 +68,8 @@ def _cache_of(config: Any, vocabulary_directory: str) -> dict:
     environment = {"CODETASK_CL_DIR": config.codetask_cl_dir} if config.codetask_cl_dir else {}
     if config.jsonl_tasks is not None:
         tasks = jsonl.parse(config.jsonl_tasks)
+        for task in tasks:  # before they are cached
+            runner.check_scorers(task.name, task.scorers)
         environment |= jsonl.environment(tasks)
         given = tuple(task.name for task in tasks)
         names = tuple(name for part in names for name in (given if part == "jsonl" else (part,)))
@@ -78,6 +86,15 @@ def _cache_of(config: Any, vocabulary_directory: str) -> dict:
 def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
     """The tasks that each stage learns: one after another, or all at once ("joint")."""
     return [tuple(range(num_tasks))] if walk == "joint" else [(task,) for task in range(num_tasks)]
+
+
+def left_out(config: Any, names: Sequence[str]) -> list[str]:
+    """The tasks without which averages are added, in learning order; refuses a name that is none of the stream."""
+    unknown = [name for name in config.leave_out or () if name not in names]
+    if unknown:
+        raise UserError(f"leave_out: {unknown[0]!r} is no task of this stream, which has {', '.join(names)}.")
+    chosen = config.without_signal if config.leave_out is None else config.leave_out
+    return [name for name in names if name in chosen]
 
 
 def is_cached(config: Any, vocabulary_directory: str) -> bool:
@@ -158,6 +175,8 @@ class Setup:
         self.loaded = config.source.without_weights(**changes) if self._is_abstract else config.source.load()
         self.vocabulary = self.loaded.vocabulary
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
+        if self.needs_query:
+            self.loaded.model.check_pooling(config.query_pooling)
         whole = config.ordered_reduction > 0
         self.model = attention_choice.resolved(self.loaded.model, self.layout, length=CHECKED_LENGTH, cut=not whole)
         if not whole:
@@ -180,6 +199,7 @@ class Setup:
                 splits=("train", *self.scored),
                 tags=config.tags != "none",
             )
+            self.leave_out = left_out(config, [task.name for task in self.tasks])
             # One set of shapes for all tasks: each shape is compiled once, whichever task it serves.
             splits = [task.split(name) for task in self.tasks for name in ("train", *self.scored)]
             lengths = [loader.record_lengths(split) for split in splits]
@@ -327,6 +347,10 @@ class Setup:
         self.train_step = jit(make(accumulation_steps=count, in_parts=in_parts))
         self.replay_step = jit(make(advance=False, in_parts=self._in_parts(replayed or config.batch_size)))
         self.loss_step = jax.jit(make_loss_step(self.learner), out_shardings=partitioning.replicated(self.layout))
+        self._loss_step_without_prompt = self.loss_step
+        if config.prompt is not None:  # compiled when it is first called: for the row before training
+            without = dataclasses.replace(self.learner, prompt=None)
+            self._loss_step_without_prompt = jax.jit(make_loss_step(without), out_shardings=whole)
         self._predicts: dict[tuple, Any] = {}
 
     def _in_parts(self, *batch_sizes: int) -> Any:
@@ -337,6 +361,11 @@ class Setup:
         for batch_size in batch_sizes:
             ordered_reduction.check(parts, self.layout, batch_size)
         return functools.partial(ordered_reduction.in_order, parts=parts, layout=self.layout)
+
+    def loss_step_of(self, selection: str | None):
+        """The jitted loss of a batch under the selection of an evaluation, "pool", or without a prompt (None)."""
+        assert selection in (None, "pool"), selection
+        return self._loss_step_without_prompt if selection is None else self.loss_step
 
     def predict(self, task: int, *, beams: int, selection: str | None):
         """The jitted decoder for a task's longest target; selection None decodes without a prompt."""
@@ -424,6 +453,15 @@ class Setup:
             )
             for task in self.tasks
         ]
+
+    def query_separation(self, tasks: Sequence[int]) -> list[str]:
+        """How far apart the training queries of these tasks lie, as lines of text, with a warning if not at all."""
+        queries = []
+        for task in tasks:
+            split = self.tasks[task].train
+            records = loader.evenly_spaced(len(split), min(SEPARATION_QUERIES, len(split)))
+            queries.append(self.queries_of(split)[records])
+        return query_separation(queries).lines([self.tasks[task].name for task in tasks])
 
     def replayed_batches(self, stage: int, epoch: int, buffer: Buffer):
         """The batches of one pass over the buffer, after an epoch; this process's rows of each."""

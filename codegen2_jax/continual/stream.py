@@ -21,7 +21,7 @@ from codegen2_jax.training import run_directory
 from codegen2_jax.training.ahead_of_time import Built, placed
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.head_loss import check_blocks
-from codegen2_jax.training.initialisation import ModelSource
+from codegen2_jax.training.initialisation import ModelSource, check_seed
 from codegen2_jax.training.signals import StopSignal
 from codegen2_jax.training.step import Labels
 from codegen2_jax.training.tracking import Tracker
@@ -51,7 +51,10 @@ class ContinualLearning:
         validations (specification, 1.5).
       eval_splits: splits that are scored: ("valid", "test"), or ("valid",) where test has no targets.
       eval_examples: examples scored of each valid and test split, evenly spaced; None for all.
-      leave_out: tasks whose score carries no signal; averages without each of those in the stream are added.
+      leave_out: tasks of the stream whose score carries no signal, averages without each of which are added; None:
+        those of the stream that `without_signal` names.
+      ceiling: directory of a finished individual or multitask run, or its scores.json, that this run is held against
+        (`continual.ceilings`); None for none.
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
       num_shapes: padded batch shapes in use; each is compiled once.
       loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
@@ -83,7 +86,9 @@ class ContinualLearning:
     patience: int = 3
     eval_splits: tuple[str, ...] = SPLITS
     eval_examples: int | None = None
-    leave_out: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] | None = None
+    without_signal: tuple[str, ...] = ()
+    ceiling: str | None = None
     retrieval_only: bool = False
     num_shapes: int = 4
     loss_blocks: int | None = None
@@ -106,8 +111,9 @@ class ContinualLearning:
             raise UserError(f"eval_examples={self.eval_examples} is out of range; give 1 or more, or None for all.")
         if tuple(self.eval_splits) not in (SPLITS, SPLITS[:1]):
             raise UserError(f"EVAL_SPLITS={self.eval_splits!r} is out of range; give ('valid', 'test') or ('valid',).")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed} is negative; use 0 or more.")
+        check_seed(self.seed)
+        if self.patience < 0:
+            raise UserError(f"patience={self.patience} is negative; 0 ends a task where nothing improved.")
         if self.walk not in ("sequential", "individual", "joint"):
             raise UserError(f"walk={self.walk!r} is unknown; choose 'sequential', 'individual' or 'joint'.")
         if self.query_pooling not in ("mean", "first", "last"):
@@ -128,6 +134,8 @@ class ContinualLearning:
             )
         if not self.stream.strip(" ,"):
             raise UserError("stream is empty; set STREAM to a stream such as 'pytask_cl' or to task names.")
+        if not all(name.strip() for name in self.stream.split(",")):
+            raise UserError(f"stream={self.stream!r} has an empty name beside a comma; join names by one comma each.")
 
     # --------------------------------------------------------------------------------------------------- running
 

@@ -13,6 +13,7 @@ import numpy as np
 from codegen2_jax.continual import retrieval
 from codegen2_jax.continual.retrieval import TaskQueries
 from codegen2_jax.errors import UserError
+from codegen2_jax.training.initialisation import check_seed
 
 TEST_QUERIES = 64
 
@@ -53,6 +54,7 @@ class SyntheticRetrieval:
     between_share: float = 0.05
 
     def __post_init__(self):
+        check_seed(self.seed)
         limits = {"num_tasks": (2, 1000), "width": (2, 65536), "steps_per_task": (1, 10**6), "batch_size": (1, 10**6)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:

@@ -57,7 +57,8 @@ class JsonlTask:
         hash of the source, so that equal sources are in one split. Three different sources are enough for a row each.
       source, target: fields that hold a string or a list of strings (joined by spaces).
       max_source, max_target: longest source and target in tokens, <s> and </s> included.
-      scorers: how outputs are compared, from `SCORERS`; the first decides with exact match which state is best.
+      scorers: how outputs are compared, from `SCORERS`; the first decides with exact match which state is best. Two
+        of one column, such as both BLEUs, are refused.
       tag: what stands before a source where tags are on; None: "<name> ".
     """
 

@@ -51,6 +51,8 @@ class Generation:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"temperature={self.temperature} is out of range; give 0 (greedy) or more, 0.2 is usual.")
+        if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
+            raise UserError(f"length_penalty={self.length_penalty} is out of range; give 0 or more, 1 is usual.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is out of range; it must lie in (0, 1], and 1 keeps all tokens.")
         if self.top_k < 0:

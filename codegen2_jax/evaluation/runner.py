@@ -25,6 +25,31 @@ SCORERS: dict[str, tuple[str, Callable[[Sequence[str], Sequence[str]], float | N
 }
 
 
+def check_scorers(task: str, scorers: Sequence[str]) -> None:
+    """Refuses what could not be scored, or what one column of R cannot hold, before anything was trained.
+
+    The first scorer is the one that decides which state is best, so it has to be there on this machine.
+    """
+    unknown = [name for name in scorers if name not in SCORERS]
+    if unknown or not scorers:
+        raise UserError(f"scorers={list(scorers)} of task {task}: choose from {sorted(SCORERS)}.")
+    by_column: dict[str, str] = {}
+    for name in scorers:
+        column, _ = SCORERS[name]
+        if column in by_column:
+            raise UserError(
+                f"scorers={list(scorers)} of task {task}: {by_column[column]} and {name} both fill the column "
+                f"{column!r}; keep one of them."
+            )
+        by_column[column] = name
+    if SCORERS[scorers[0]][1]([""], [""]) is None:
+        raise UserError(
+            f"scorers={list(scorers)} of task {task}: {scorers[0]} comes first and so decides which state is best, but "
+            "a package that it needs is not installed (pip install 'codegen2_jax[eval]'); install it, or put "
+            "another scorer first."
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How predictions are made.
@@ -46,6 +71,8 @@ class Decoding:
             value = getattr(self, name)
             if value < 1:
                 raise UserError(f"{name}={value} is out of range; it must be at least 1.")
+        if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
+            raise UserError(f"length_penalty={self.length_penalty} is out of range; give 0 or more, 1 is usual.")
 
     def identifier(self, beams: int) -> str:
         """What is stored beside every score that was decoded so."""

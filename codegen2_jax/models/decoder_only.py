@@ -136,6 +136,11 @@ class DecoderOnly(LanguageModel):
         x_BSD, mask_BS = self._prefix(params, inputs_BS, inputs_mask_BS, prompt_BPD)
         return self._read(params, x_BSD, mask_BS)[1], mask_BS
 
+    def check_pooling(self, pooling: str) -> None:
+        """UserError for what `query` cannot pool by; known before there is any input."""
+        if pooling not in ("mean", "last"):
+            raise UserError(f"query pooling {pooling!r} means nothing for a decoder; choose 'mean' or 'last'.")
+
     def query(self, params: Params, inputs_BS, inputs_mask_BS, *, pooling: str = "mean") -> jax.Array:
         """query_BD float32 of the last states of the source, without prompt, dropout or gradient.
 
@@ -143,8 +148,7 @@ class DecoderOnly(LanguageModel):
         compute dtype, so that a stored query equals a recomputed one. Raises UserError for "first": that state has
         seen nothing but itself.
         """
-        if pooling not in ("mean", "last"):
-            raise UserError(f"query pooling {pooling!r} means nothing for a decoder; choose 'mean' or 'last'.")
+        self.check_pooling(pooling)
         exact = dataclasses.replace(
             self, config=dataclasses.replace(self.config, dtype="float32", attention="xla"), split=None
         )

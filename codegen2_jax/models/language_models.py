@@ -122,6 +122,11 @@ class EncoderDecoder(LanguageModel):
         x_BTD = self.embed(params, inputs_BS)
         return last(self._apply(params, x_BTD, encoded_BSD, mask_BS, dropout_key, method="decode"), mask_BS)
 
+    def check_pooling(self, pooling: str) -> None:
+        """UserError for what `query` cannot pool by; known before there is any input."""
+        if pooling not in ("mean", "first"):
+            raise UserError(f"query pooling {pooling!r} means nothing for an encoder; choose 'mean' or 'first'.")
+
     def query(self, params: Params, inputs_BS, inputs_mask_BS, *, pooling: str = "mean") -> jax.Array:
         """query_BD float32 of the encoder's states, without prompt, dropout or gradient.
 
@@ -130,8 +135,7 @@ class EncoderDecoder(LanguageModel):
         Computed in float32 whatever the compute dtype, so that a stored query equals a recomputed one. Raises UserError
         for another pooling: the last state of an encoder stands for nothing in particular.
         """
-        if pooling not in ("mean", "first"):
-            raise UserError(f"query pooling {pooling!r} means nothing for an encoder; choose 'mean' or 'first'.")
+        self.check_pooling(pooling)
         exact = dataclasses.replace(self, config=dataclasses.replace(self.config, dtype="float32"))
         encoded_BSD, mask_BS = exact.encode(params, inputs_BS, inputs_mask_BS)
         if pooling == "first":

@@ -61,16 +61,21 @@ def _paper_text(num_tasks: int, top_k: int, pool_size: int | None, shared_per_pa
 
     With 4 tasks that is the paper's pool of 100; top_k are then chosen among a task's 25.
     """
+    return _equal_blocks("paper_text", num_tasks, top_k, pool_size)
+
+
+def _equal_blocks(name: str, num_tasks: int, top_k: int, pool_size: int | None) -> np.ndarray:
+    """For the assignment of this name, which errors speak of."""
     if pool_size is None:
         pool_size = KEYS_PER_TASK * num_tasks
     if pool_size % num_tasks:
         raise UserError(
-            f"assignment 'paper_text' cuts the pool in equal blocks, but pool_size={pool_size} is no multiple of "
+            f"assignment {name!r} cuts the pool in equal blocks, but pool_size={pool_size} is no multiple of "
             f"{_tasks(num_tasks)}; use {pool_size // num_tasks * num_tasks or num_tasks} or leave it unset."
         )
     if pool_size // num_tasks < top_k:
         raise UserError(
-            f"assignment 'paper_text' leaves {pool_size // num_tasks} of {pool_size} keys to each of "
+            f"assignment {name!r} leaves {pool_size // num_tasks} of {pool_size} keys to each of "
             f"{_tasks(num_tasks)}, fewer than top_k={top_k}; it serves at most {_tasks(pool_size // top_k)}: "
             "lower TOP_K or raise pool_size."
         )
@@ -148,7 +153,7 @@ def _random(num_tasks: int, top_k: int, pool_size: int | None, shared_per_pair: 
 
 def _balanced(num_tasks: int, top_k: int, pool_size: int | None, shared_per_pair: int, rng) -> np.ndarray:
     """A random permutation of the keys cut in equal blocks: "paper_text" without the order of the ids."""
-    blocks_JM = _paper_text(num_tasks, top_k, pool_size, shared_per_pair, rng)
+    blocks_JM = _equal_blocks("balanced", num_tasks, top_k, pool_size)
     return blocks_JM[:, rng.permutation(blocks_JM.shape[1])]
 
 

@@ -135,8 +135,8 @@ class PromptPool:
         """params: keys (M, Dq), prompts (M, L, D), both float32.
 
         state: assignment (J, M) bool; ready (M,) bool, the key has been set; seen (J,) bool, the task was started;
-        usage (J, M) int32, selection counts; prompt_norm () float32, length of prompt vectors made from data; copy_of
-        (M,) int32, the key that a key starts from, or -1; under "similarity" means (J, Dq), the tasks' mean queries.
+        prompt_norm () float32, length of prompt vectors made from data; copy_of (M,) int32, the key that a key starts
+        from, or -1; under "similarity" means (J, Dq), the tasks' mean queries.
         Keys that `start_task` sets later are zeros until then.
         """
         assignment_JM, copy_of_M = self._table(num_tasks)
@@ -160,7 +160,6 @@ class PromptPool:
             "assignment": jnp.asarray(assignment_JM),
             "ready": jnp.full((num_keys,), random),
             "seen": jnp.zeros((num_tasks,), bool),
-            "usage": jnp.zeros(assignment_JM.shape, jnp.int32),
             "prompt_norm": jnp.asarray(norm, jnp.float32),
             "copy_of": jnp.asarray(copy_of_M),
         }
@@ -268,14 +267,6 @@ class PromptPool:
             assignment_JM = first_owner_only(assignment_JM)
         active_M = assignment_JM[task_B].any(axis=0) & state["ready"]
         return {"keys": active_M, "prompts": active_M}
-
-    def count_usage(
-        self, state: Tree, task_B: jax.Array, selected_BK: jax.Array, valid_B: jax.Array | None = None
-    ) -> Tree:
-        """`state` with `usage` raised by the selections of a batch; rows that are not valid count nothing."""
-        count_B = jnp.ones(task_B.shape, jnp.int32) if valid_B is None else jnp.asarray(valid_B, jnp.int32)
-        usage_JM = jnp.asarray(state["usage"]).at[jnp.asarray(task_B)[:, None], selected_BK].add(count_B[:, None])
-        return {**state, "usage": usage_JM}
 
     def param_axes(self) -> dict[str, tuple[str, ...]]:
         return {"keys": ("prompt", "query"), "prompts": ("prompt", "prompt_token", "embed")}

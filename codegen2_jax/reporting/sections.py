@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from codegen2_jax.reporting import figures, paper_table, pool_figures, tables
+from codegen2_jax.reporting import ceilings, figures, paper_table, pool_figures, tables
 from codegen2_jax.reporting.drawing import Drawing
 from codegen2_jax.reporting.findings import main_findings
 from codegen2_jax.reporting.finished_runs import SPLITS, Group, Run, ceiling, short_names
@@ -75,7 +75,9 @@ def make_report(runs: Sequence[Run], groups: Sequence[Group]) -> Report:
 def make_sections(runs: Sequence[Run], groups: Sequence[Group]) -> list[Section]:
     """All sections; the paper's table only where the runs learned its stream."""
     paper = [_paper(groups)] if paper_table.belongs(groups) else []
-    return [_methods(groups), *paper, _matrices(runs, groups), _forget(groups), _curves(groups), _cost(groups)] + [
+    return [_methods(groups), *paper, *_ceilings(runs), _matrices(runs, groups), _forget(groups)] + [
+        _curves(groups),
+        _cost(groups),
         _pools(runs),
         _runs(runs),
     ]
@@ -112,6 +114,16 @@ def _methods(groups: Sequence[Group]) -> Section:
         )
     exhibit = Exhibit(name="methods", title="Scores after the last task", caption=" ".join(notes), table=table)
     return Section(name="methods", title="Methods", parts=[*words, exhibit])
+
+
+def _ceilings(runs: Sequence[Run]) -> list[Section]:
+    """One section where an individual or a multitask run is among the runs, else none."""
+    found = ceilings.table([run.name for run in runs], [run.record for run in runs])
+    if found is None:
+        return []
+    title = "Against the ceilings"
+    exhibit = Exhibit(name="ceilings", title=title, caption=found[1], table=found[0])
+    return [Section(name="ceilings", title=title, parts=[exhibit])]
 
 
 def _paper(groups: Sequence[Group]) -> Section:

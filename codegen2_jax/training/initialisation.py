@@ -30,6 +30,12 @@ from codegen2_jax.sharding.partitioning import Layout, put_whole, shardings
 Config = T5Config | DecoderConfig
 
 
+def check_seed(seed: int) -> None:
+    """Refuses a seed that a JAX key cannot hold: it keeps 32 bits, so that another seed would silently be the same."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} is out of range; it must lie in [0, 2^32).")
+
+
 def model_of(config: Config) -> LanguageModel:
     """The model of a configuration, by the configuration's class."""
     return EncoderDecoder(config) if isinstance(config, T5Config) else DecoderOnly(config)

@@ -8,7 +8,9 @@ a boolean scalar; where it is false, nothing of the state changes (the caller ke
 """
 
 import dataclasses
+import difflib
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -56,6 +58,11 @@ def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise UserError(f"{name}={value} is out of range; it must be above 0.")
+
+
+def _check_warmup(warmup_steps: int) -> None:
+    if warmup_steps < 0:
+        raise UserError(f"warmup_steps={warmup_steps} is out of range; it must be at least 0, and 0 is no warm-up.")
 
 
 class AdamRowsState(NamedTuple):
@@ -166,6 +173,12 @@ def _scale_by_rates(rates: tuple[tuple[str, optax.Schedule], ...]) -> optax.Grad
     return optax.GradientTransformationExtraArgs(lambda params: _RateState(count=jnp.zeros((), jnp.int32)), update)
 
 
+def _names(axes: Any) -> list[str]:
+    """The names of the parameters in a tree of their logical axes."""
+    leaves = jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda names: isinstance(names, tuple))
+    return [leaf_name(path) for path, _ in leaves]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
     """AdamW with decoupled weight decay, per-row state, and optionally steps scaled by each matrix's RMS.
@@ -203,17 +216,34 @@ class AdamW:
                 raise UserError(f"{name}={value} is out of range; it must be at least 0 and below 1.")
         if self.weight_decay < 0:
             raise UserError(f"weight_decay={self.weight_decay} is out of range; it must be at least 0.")
+        _check_warmup(self.warmup_steps)
         if not 0 <= self.end_fraction <= 1:
             raise UserError(f"end_fraction={self.end_fraction} is out of range; it must lie in [0, 1].")
         if self.decay_steps is not None and self.decay_steps < 1:
             raise UserError(f"decay_steps={self.decay_steps} is out of range; it must be at least 1, or None.")
 
+    def narrowed(self, names: Sequence[str], all_names: Sequence[str]) -> "AdamW":
+        """The same optimizer for the parameters `names` alone, of all those that `rates` may speak of."""
+        self._check_rates(all_names)
+        rates = [rule for rule in self.rates if any(re.fullmatch(rule[0], name) for name in names)]
+        return dataclasses.replace(self, rates=tuple(rates))
+
+    def _check_rates(self, names: Sequence[str]) -> None:
+        for pattern, _ in self.rates:
+            if not any(re.fullmatch(pattern, name) for name in names):
+                nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+                raise UserError(
+                    f"rates: {pattern!r} matches no parameter that trains; the nearest is {', '.join(nearest)!r}. A "
+                    "pattern has to match a whole name."
+                )
+
     def transformation(self, num_steps: int, axes: Any, rows: Any) -> optax.GradientTransformationExtraArgs:
         """The optax transformation for `num_steps` steps.
 
         axes: a tree like the trainable parameters of logical axis names. rows: the tree of row masks (shapes only
-        matter) that `update(..., rows=...)` will be given.
+        matter) that `update(..., rows=...)` will be given. UserError where a pattern of `rates` matches no parameter.
         """
+        self._check_rates(_names(axes))
         rates = (*self.rates, (".*", self.learning_rate))
         course = {
             "warmup_steps": self.warmup_steps,
@@ -251,6 +281,7 @@ class Adafactor:
 
     def __post_init__(self):
         _check_positive(learning_rate=self.learning_rate, clipping_threshold=self.clipping_threshold)
+        _check_warmup(self.warmup_steps)
 
     def transformation(self, num_steps: int, axes: Any, rows: Any) -> optax.GradientTransformationExtraArgs:
         if any(row.ndim for row in jax.tree.leaves(rows)):

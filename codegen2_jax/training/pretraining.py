@@ -76,6 +76,7 @@ class Pretraining:
             raise UserError(
                 f"accumulation_steps={self.accumulation_steps} does not divide batch_size={self.batch_size}."
             )
+        initialisation.check_seed(self.seed)
         check_blocks(self.loss_blocks)
         if not self.z_loss >= 0:
             raise UserError(f"z_loss={self.z_loss} is negative; 1e-4 is usual, 0 is none.")

@@ -29,7 +29,7 @@ class TrainState:
     """Everything that the next step depends on, besides the batch.
 
     step: int32 scalar, steps taken in this stage. trainable, frozen: the two halves of the parameter tree.
-    opt_state: for the trainable half only. prompt_state: the data of the prompt (table A, ready, seen, usage).
+    opt_state: for the trainable half only. prompt_state: the data of the prompt (table A, ready, seen).
     skipped: int32 scalar, steps in a row whose loss or gradient was not finite (they change nothing else).
     """
 

@@ -1,12 +1,12 @@
 """The pool's diagnostics on selections and queries small enough to work out by hand."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from codegen2_jax.continual import diagnostics
-from codegen2_jax.errors import UserError
+from codegen2_jax.continual import diagnostics, pool_diagnostics
 
 # Three tasks, seven keys: two own keys each, and key 6 shared by tasks 0 and 1.
 ASSIGNMENT_JM = np.array([[1, 1, 0, 0, 0, 0, 1], [0, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 1, 1, 0]], bool)
@@ -101,9 +101,34 @@ def test_nearest_mean_leaves_the_query_out_of_its_own_mean():
     assert separation.nearest_mean_accuracy < 0.75
 
 
-def test_within_needs_two_queries():
-    with pytest.raises(UserError, match="has 1 queries"):
-        diagnostics.query_separation([np.ones((1, 3)), np.ones((4, 3))])
+def test_one_query_has_no_pair_within_its_task():
+    """A test split of one row ends no run: what cannot be said is null, and the other tasks' figures stand."""
+    separation = diagnostics.query_separation([np.eye(3)[:1], np.ones((4, 3))])
+    assert math.isnan(separation.cosine_JJ[0, 0]) and separation.within == pytest.approx(1.0)
+    assert separation.cross == pytest.approx(1 / math.sqrt(3)) and separation.nearest_mean_accuracy == 1.0
+    single = diagnostics.query_separation([np.eye(3)[:1], np.eye(3)[1:2]])
+    assert math.isnan(single.within) and math.isnan(single.nearest_mean_accuracy) and single.cross == 0.0
+    assert "within -  cross 0.000  gap -" in single.lines(["a", "b"])[-1]
+
+
+def test_a_stage_stores_and_prints_every_figure_and_null_for_none():
+    table_JM = np.repeat(np.eye(2, dtype=bool), 2, axis=1)
+    queries = [np.eye(4, 8)[:1], np.eye(4, 8)[2:3]]
+    selected_BK = np.array([[0, 1], [2, 3]])
+    found = pool_diagnostics.stage_diagnostics(table_JM, np.eye(4, 8), queries, selected_BK, last=0, before_MD=None)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["query_cosine"][0][0] is found["query_gap"] is found["nearest_mean_accuracy"] is None
+    assert found["query_cross"] == 0.0 and found["retrieval_top1"] == [1.0, None]
+    assert found["usage_entropy_overall"] == 1.0 and found["usage_entropy"] == [0.5, 0.5]
+    shown = pool_diagnostics.lines(found, ["one", "two"])
+    assert "retrieval_top1" in shown[0] and shown[1].split()[:2] == ["one", "1.000"]
+    assert shown[2].split() == ["two", *"----", "0.500", "2.000"]
+    assert "usage_entropy_overall 1.000" in shown[3] and "WARNING" not in "".join(shown)
+    same = [np.ones((3, 8))] * 2
+    found = pool_diagnostics.stage_diagnostics(
+        table_JM, np.eye(4, 8), same, np.zeros((6, 2), int), last=1, before_MD=np.eye(4, 8)
+    )
+    assert "queries collapsed" in pool_diagnostics.lines(found, ["one", "two"])[-1]
 
 
 def test_single_task_has_no_cross_cosine():

@@ -1,13 +1,17 @@
 """Replay: what the buffer keeps, when it is seen again, and that none of it depends on where a run was cut."""
 
 import collections
+import contextlib
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
 
+from codegen2_jax.continual import run
 from codegen2_jax.continual.replay import Buffer, Replay, epoch_end_batches
+from codegen2_jax.continual.run import Run
 from codegen2_jax.data.loader import JoinedBatches, TrainingBatches
 from codegen2_jax.data.plan import Subset
 from codegen2_jax.errors import UserError
@@ -110,3 +114,40 @@ def test_a_ring_too_small_for_the_stream_is_refused():
     with pytest.raises(UserError, match="size=3 leaves no slot for each of 4 tasks"):
         Replay(size=3).check(4)
     dataclasses.replace(Replay(size=3), policy="reservoir").check(4)
+
+
+def test_an_epoch_that_early_stopping_cuts_short_is_replayed_too(monkeypatch):
+    """Ten steps an epoch, a validation every 6 steps that never improves: stopped at 18, inside the second epoch."""
+    events = []
+    walk = object.__new__(Run)
+    walk.stop = walk.clock = walk.profile = None
+    walk.tracker = types.SimpleNamespace(progress=lambda *_, **__: contextlib.nullcontext())
+    walk.num_tasks = walk.num_stages = 1
+    state = types.SimpleNamespace(step=0, trainable=np.zeros(1))
+    walk.config = types.SimpleNamespace(
+        replay=Replay(size=4, schedule="epoch_end"), batch_size=2, evaluations_per_task=5, save_every=100, model_dir="x"
+    )
+    batches = types.SimpleNamespace(
+        batch_size=2, batches_per_epoch=10, iterator=lambda: types.SimpleNamespace(get_state=lambda: None)
+    )
+    walk.setup = types.SimpleNamespace(
+        training_batches=lambda *_: batches, steps_per_stage=30, train_step=None, layout=None,
+        stages=[(0,)], tasks=[types.SimpleNamespace(name="toy")],
+    )  # fmt: skip
+
+    def validate(state, meta, step):
+        events.append(("validate", step))
+        meta["stalled"] = len(events) > 3
+        return False
+
+    def replay(state, meta, buffer, *, epoch):
+        events.append(("replay", epoch))
+        return state
+
+    walk._validate, walk._replay, walk._save = validate, replay, lambda *_, **__: None
+    monkeypatch.setattr(run, "run_steps", lambda step, state, batches, *, first, last, **_: (state, last))
+    meta = {"stage": 0, "buffer": Buffer().to_json(), "data": None, "stalled": False, "trained": False}
+    meta |= {"examples_seen": 0, "examples_before": 0, "replayed_seen": 0}
+    walk._train(state, state.trainable, meta)
+    assert events[:-2] == [("validate", 6), ("replay", 1), ("validate", 12), ("validate", 18)]
+    assert events[-2:] == [("replay", 2), ("validate", 18)] and meta["stalled"] and meta["trained"]

@@ -44,6 +44,17 @@ def test_a_task_without_headroom_is_left_out():
     assert math.isnan(library.copy_normalised(R, COPY, COPY))
 
 
+def test_tasks_without_headroom_are_named():
+    book = recorded()
+    book.record_baseline("copy", "valid", "bleu", COPY)
+    book.record_baseline("multitask", "valid", "bleu", [55, 20.5, 71])
+    stored = book.to_dict()
+    summary = stored["summary"]["valid"]
+    assert summary["no_headroom_vs_multitask_bleu"] == ["trans"]
+    assert summary["copy_normalised_vs_multitask_bleu"] == pytest.approx((45 / 55 + 10 / 11) / 2)
+    assert "no_headroom_vs_multitask_bleu (valid): trans" in format_summary(stored, split="valid")
+
+
 def test_signs():
     """A model that loses everything at the end forgets by every definition; one that only gains does by none."""
     loses = np.array([[0, 0], [80, 0], [0, 80]], float)
@@ -124,7 +135,36 @@ def test_loss_and_oracle_rows_are_averaged_and_compared_not_forgotten():
         book.record("valid", "loss", stage=stage, task=task, value=1.0)
     summary = book.summary()["valid"]
     assert summary["oracle_gap_bleu"] == pytest.approx(3.0)
-    assert {name for name in summary if name.endswith(("_loss", "_oracle"))} == {"average_loss", "average_bleu_oracle"}
+    rises = {f"rise_{name}_loss" for name in ("paper", "clipped", "last", "step")}
+    expected = {"average_loss", "avg_incremental_loss", "average_bleu_oracle"} | rises
+    assert {name for name in summary if name.endswith(("_loss", "_oracle"))} == expected
+
+
+def test_a_loss_that_rises_is_worse_by_every_definition():
+    book = recorded(-R, metric="loss")
+    summary = book.summary()["valid"]
+    for name in ("paper", "clipped", "last", "step"):
+        assert summary[f"rise_{name}_loss"] == pytest.approx(GOLDEN[f"forget_{name}"])
+    lines = format_matrix(book.to_dict(), split="valid", metric="loss")
+    assert "lower is better" in lines[0] and len(lines) == 6 and not any("copy" in line for line in lines)
+
+
+def test_a_task_that_a_metric_does_not_score_is_left_out_of_its_means():
+    """The figures are those of the other tasks, and the lines say of which; a hole among those still counts."""
+    holed = R.copy()
+    holed[:, 1] = np.nan
+    book = recorded(holed)
+    book.scorers["bleu"][1] = None
+    found = book.summary()["valid"]
+    expected = {"average": 57.5, "learning_accuracy": 60.0, "forget_paper": 7.0, "forget_clipped": 7.0, "bwt": -5.0}
+    expected |= {"fwt": 5.0, "avg_incremental": (50 + 52 + 57.5) / 3, "forget_step": (-2 + 7) / 2}
+    for name, value in expected.items():
+        assert found[f"{name}_bleu"] == pytest.approx(value), name
+    stored = book.to_dict()
+    assert format_matrix(stored, split="valid", metric="bleu")[-3].split()[-4:] == ["45.00", "-", "70.00", "57.50"]
+    assert "average_bleu (valid; over gen, refine): 57.50" in format_summary(stored, split="valid")
+    holed[3, 2] = np.nan
+    assert math.isnan(library.average(holed, [True, False, True]))
 
 
 def test_json_round_trip_keeps_everything():

@@ -80,6 +80,8 @@ def test_learned_owns_everything():
         (dict(name="paper_text", num_tasks=10, top_k=20, pool_size=100), "at most 5 tasks"),
         (dict(name="paper_text", num_tasks=3, top_k=20, pool_size=100), "no multiple of 3 tasks; use 99"),
         (dict(name="paper_text", num_tasks=4, top_k=26), "at most 3 tasks"),
+        (dict(name="balanced", num_tasks=4, top_k=26), "assignment 'balanced' leaves 25 of 100 keys"),
+        (dict(name="balanced", num_tasks=3, top_k=20, pool_size=100), "assignment 'balanced' cuts"),
         (dict(name="learned", num_tasks=4, top_k=20, pool_size=10), "top_k=20 exceeds pool_size=10"),
         (dict(name="all_to_all", num_tasks=4, top_k=20, pool_size=30), "exactly 20 keys"),
         (dict(name="pairs", num_tasks=4, top_k=20), "'pairs' is unknown; choose one of"),

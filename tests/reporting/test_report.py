@@ -219,7 +219,7 @@ def test_every_figure_is_a_png_and_has_its_numbers_in_the_page(written):
     out, page = written
     pictures, numbers = ({path.stem for path in out.glob(f"figures/*.{kind}")} for kind in ("png", "csv"))
     assert len(pictures) == 4 * 4 + 3 + 4
-    assert numbers == pictures | {"methods", "runs"}
+    assert numbers == pictures | {"methods", "runs", "ceilings"}
     for path in out.glob("figures/*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
     assert page.count("<svg") == len(pictures) and page.count("<details>") == len(pictures)

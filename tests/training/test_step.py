@@ -278,8 +278,26 @@ def test_schedules_warm_up_and_decay_to_zero(shape, expected):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"learning_rate": 0.0}, "learning_rate=0.0"), ({"b1": 1.0}, "b1=1.0"), ({"rates": (("x", -1.0),)}, "'x'=-1.0")],
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"b1": 1.0}, "b1=1.0"),
+        ({"rates": (("x", -1.0),)}, "'x'=-1.0"),
+        ({"warmup_steps": -3}, "warmup_steps=-3 is out of range"),
+    ],
 )
 def test_values_out_of_range_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         AdamW(**{"learning_rate": 0.1, **change})
+
+
+def test_a_rate_for_no_parameter_is_refused_with_the_nearest_name():
+    axes = {"prompt": {"keys": ("prompt", "query"), "prompts": ("prompt", "prompt_token", "embed")}}
+    rows = {"prompt": {"keys": jnp.ones((2, 1), bool), "prompts": jnp.ones((2, 1, 1), bool)}}
+    misspelt, right = (AdamW(learning_rate=1.0, rates=((name, 0.1),)) for name in ("prompt/key", "prompt/ke.s"))
+    right.transformation(10, axes, rows)
+    with pytest.raises(UserError, match="'prompt/key' matches no parameter that trains; the nearest is 'prompt/keys'"):
+        misspelt.transformation(10, axes, rows)
+    names = ["prompt/keys", "prompt/prompts"]
+    assert right.narrowed(names[1:], names).rates == () and right.narrowed(names[:1], names) == right
+    with pytest.raises(UserError, match="'prompt/key' matches no parameter"):
+        misspelt.narrowed(names[:1], names)
