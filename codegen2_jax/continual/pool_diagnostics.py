@@ -3,6 +3,7 @@
 B scored examples, N of one task, J tasks, M keys, K selected, D query width.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,12 +74,12 @@ def by_name(stages: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers rounded to six places, in whatever they are nested."""
+    """Numbers rounded to six places, in whatever they are nested; None for a figure about nothing."""
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return None if value is None else round(float(value), 6)
+    return None if value is None or not math.isfinite(value) else round(float(value), 6)
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:

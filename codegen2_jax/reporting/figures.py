@@ -197,7 +197,7 @@ def _starts(groups: Sequence[Group]) -> list[tuple[float, str]]:
 
 
 def _finite(value: object) -> float | None:
-    """Numbers that JSON lacks are strings in metrics.jsonl; a curve has no place for them."""
+    """Numbers that JSON lacks are null in metrics.jsonl, once strings; a curve has no place for them."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

@@ -1,10 +1,10 @@
 """What the runs of a sweep say together: means over seeds and orders with 95 % intervals, as a table and as files."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from codegen2_jax import json_files
 from codegen2_jax.continual.sweep import Cell
 from codegen2_jax.reporting.tables import Column, Estimate, Table, estimate, to_csv
 
@@ -29,7 +29,7 @@ def write(cells: Sequence[Cell], place: Path) -> str:
             for name, records in groups.items()
         ],
     }  # fmt: skip
-    (place / "sweep.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    json_files.write(place / "sweep.json", content)
     table = _table(groups, figures)
     (place / "sweep.csv").write_text(to_csv(table), encoding="utf-8")
     return "\n".join([*_lines(table), f"wrote {place / 'sweep.json'} and {place / 'sweep.csv'}"])

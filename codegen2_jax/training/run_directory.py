@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from codegen2_jax import __version__
+from codegen2_jax import __version__, json_files
 from codegen2_jax.errors import UserError
 
 CONFIG_FILE = "config.gin"
@@ -68,9 +68,7 @@ def write_scores(directory: Path, record: Mapping[str, Any]) -> None:
     """Writes scores.json, on process 0; a kill leaves the old file or the new one."""
     if jax.process_index() != 0:
         return
-    temporary = directory / f"{SCORES_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(directory / SCORES_FILE)
+    json_files.write(directory / SCORES_FILE, record)
 
 
 def versions() -> dict[str, str]:
