@@ -22,7 +22,6 @@ from codegen2_jax.training.step import TrainState
 def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str, Any]:
     """The contents of scores.json for a run that stands at `meta`."""
     config = setup.config
-    digests = [task.split(name).digest for task in setup.tasks for name in ("train", *SPLITS)]
     shapes = setup.state_shapes
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (shapes.trainable, shapes.frozen)]
     record = Scores(
@@ -40,7 +39,7 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
             "prompt": None if config.prompt is None else dataclasses.asdict(config.prompt),
             "weights_digest": setup.loaded.digest,
             "config_digest": digest,
-            "data_digest": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "data_digest": data_digest(setup),
             "decoding": config.decoding.identifier(config.decoding.scoring_beams),
             "eval_examples": config.eval_examples,
             "future_data_in_init": config.prompt is not None and config.prompt.sees_future_data,
@@ -73,6 +72,12 @@ def build(setup: Setup, digest: str, meta: dict, *, complete: bool) -> dict[str,
                 record.record_baseline(name, split, metric, values)
     record.diagnostics = by_name(meta["diagnostics"])
     return record.to_dict()
+
+
+def data_digest(setup: Setup) -> str:
+    """SHA-256 over the digests of every split of every task, in the stream's order."""
+    digests = [task.split(name).digest for task in setup.tasks for name in ("train", *SPLITS)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def deviations(config: Any) -> list[str]:

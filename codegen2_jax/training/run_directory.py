@@ -20,6 +20,7 @@ from codegen2_jax.errors import UserError
 CONFIG_FILE = "config.gin"
 LOCK_FILE = ".running"
 SCORES_FILE = "scores.json"
+RETRIEVAL_FILE = "retrieval.json"  # of a run that trained no language model
 
 
 def _comparable(config_text: str) -> list[str]:
@@ -56,12 +57,13 @@ def write_config(directory: Path, config_text: str) -> None:
 
 
 def finished(directory: Path, digest: str) -> dict[str, Any] | None:
-    """The contents of scores.json when the run of this configuration is complete, else None."""
-    path = directory / SCORES_FILE
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return record if record.get("complete") and record.get("config_digest") == digest else None
+    """The contents of the result file when the run of this configuration is complete, else None."""
+    for path in (directory / SCORES_FILE, directory / RETRIEVAL_FILE):
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record.get("complete") and record.get("config_digest") == digest:
+                return record
+    return None
 
 
 def write_scores(directory: Path, record: Mapping[str, Any]) -> None:
