@@ -4,7 +4,7 @@
     CODETASK_CL_DIR=DIR python benchmarks/pools.py --stream=codetask_cl --seeds=0,1,2
 
 Each cell is a gin file of gin_configs/ablations/ run with RETRIEVAL_ONLY, about 15 seconds of one core, as a sweep
-below --runs: what is finished with these very flags is not run again. Writes results/pools_<stream>.{md,json}, here. All
+below --runs: what is finished with these very flags is not run again. Writes results/pools_<stream>.{md,json}. All
 other flags go to codegen2_jax.train.
 """
 

@@ -375,7 +375,7 @@ def test_equal_methods_that_are_no_seeds_of_one_another_stand_alone(tmp_path):
     groups = finished_runs.gather(finished_runs.load(directories))
     assert [group.name for group in groups] == ["pool (a)", "pool (b)", "pool (c)"]
     html_page.write(directories, tmp_path / "out")
-    assert (tmp_path / "out" / "figures" / "pool_seed0_2_test_bleu.png").exists()
+    assert (tmp_path / "out" / "figures" / "pool_b_seed0_test_bleu.png").exists()
 
 
 def test_one_task_alone_has_a_report(tmp_path):
