@@ -43,6 +43,7 @@ COLOURS = {
 }
 TEXT, MUTED, LINE, SHADE = (COLOURS[name].light for name in ("text", "muted", "line", "shade"))
 SERIES = tuple(colour.light for name, colour in COLOURS.items() if name.startswith("series-"))
+LEGEND_INCHES = (0.45, 0.072)  # of an entry: its sign and the space around it, and a letter
 MOST_TICKS = 12  # labels along an axis of many cells
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
@@ -169,11 +170,13 @@ def grid(axes: Axes, axis: str = "y") -> None:
 
 
 def legend_above(figure: Figure, axes: Axes, *, columns: int = 4) -> None:
-    """The legend of `axes` in rows above everything; "copy" comes last, as it is no method."""
+    """The legend of `axes` in rows above everything, as many columns as fit; "copy" comes last, as it is no method."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         order = sorted(range(len(labels)), key=lambda number: labels[number] == "copy")
         handles, labels = [handles[number] for number in order], [labels[number] for number in order]
+        widest = LEGEND_INCHES[0] + LEGEND_INCHES[1] * max(map(len, labels))
+        columns = max(1, min(columns, int(figure.get_figwidth() / widest)))
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.4)
 
 
