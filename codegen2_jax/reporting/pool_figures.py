@@ -269,8 +269,11 @@ def separation(run: Run) -> Found | None:
 
     def draw_all(figure):
         axes = figure.add_subplot()
-        shaded(axes, np.array(cosine_JJ, np.float64), rows=list(tasks), columns=list(tasks))
+        number_JJ = np.array(cosine_JJ, np.float64)
+        largest = max(float(np.nanmax(number_JJ)), 1e-6)
+        shaded(axes, number_JJ / largest, rows=list(tasks), columns=list(tasks))
         axes.tick_params(axis="x", labelrotation=90)
+        axes.set_xlabel(f"the strongest shade is a cosine of {largest:.2f}")
 
     def draw(figure):
         axes = figure.add_subplot()

@@ -10,12 +10,13 @@ from codegen2_jax.reporting.finished_runs import Run, slug
 def pools(runs: Sequence[Run], *, prefix: str = "", without: Sequence[str] = ()) -> Section:
     """A figure of each kind for every run with a pool; prefix: of names, without: kinds that no run here has."""
     parts: list = []
+    several = len({len(run.tasks) for run in runs}) > 1
     pools = [run for run in runs if run.diagnostic("key_usage") is not None]
     others = [run.name for run in runs if run not in pools]
     if others:
         parts.append(f"No prompt pool, and so nothing here, in {'; '.join(others)}.")
     for run in pools:
-        parts.append(f"# {run.name}")
+        parts.append(f"# {run.name}" + (f", {len(run.tasks)} tasks" if several else ""))
         for name, (draw, title, caption, alt, reason) in POOL.items():
             if name in without:
                 continue
