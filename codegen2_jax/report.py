@@ -1,8 +1,10 @@
-"""Draws runs and evaluations: tables, figures and a page, from scores.json, metrics.jsonl and evaluation.json.
+"""Draws runs and evaluations: tables, figures and a page, from scores.json, metrics.jsonl, retrieval.json and
+evaluation.json.
 
   python -m codegen2_jax.report runs/pp_tf                        writes runs/pp_tf/report/index.html
   python -m codegen2_jax.report runs/pp_tf runs/finetune --out report
   python -m codegen2_jax.report runs/codegen2_nano                curves of pretraining, finished or not
+  python -m codegen2_jax.report runs/retrieval_synthetic          a study of retrieval (RETRIEVAL_ONLY)
   python -m codegen2_jax.report evaluations/nano                  results of codegen2_jax.evaluate
 """
 
@@ -20,7 +22,7 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     parser = cli.Parser("codegen2_jax.report", description=__doc__)
-    text = "directory of a finished continual run, of a pretraining run, or of an evaluation"
+    text = "directory of a finished continual run, of a study of retrieval, of a pretraining run, or of an evaluation"
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help=text)
     text = "directory to write (default: report in the run directory, or here for several runs)"
     parser.add_argument("--out", metavar="DIR", help=text)

@@ -5,7 +5,9 @@
   python -m codegen2_jax.sweep --gin_file=pp_tf.gin --orders=5 --sweep_dir=sweeps/orders
 
 --orders is a number of orders, the stream's own first, or task numbers such as 0123,3210. All other flags go to
-codegen2_jax.train. Started again, the same command runs what is missing and continues what was killed.
+codegen2_jax.train. Means are formed over seeds and orders; every other setting has a row of its own. A value with
+commas stands in quotes: --set STREAM="'a,b','a,b,c'". Started again, the same command runs what is missing or failed
+and continues what was killed.
 """
 
 import sys
@@ -29,10 +31,15 @@ def _sweep(argv: list[str]) -> None:
     axes = sweep.axes(job, seeds=given.seeds, orders=given.orders, values=given.values)
     place = Path(given.sweep_dir or Path("sweeps", cli.run_name(arguments)))
     cells = sweep.plan(arguments, axes, place, lambda line: cli.describe(["sweep", *line])[1])
-    failed = sweep.run(cells, arguments)
-    print(sweep_table.write(cells, place))
+    failed: dict[int, str] = {}
+    try:
+        sweep.run(cells, arguments, failed)
+    finally:
+        print(sweep_table.write(cells, place, failed))
     if failed:
-        raise UserError(f"{len(failed)} of {len(cells)} runs did not end; the first: {failed[0]}.")
+        first = min(failed)
+        message = f"{cells[first].name}: {failed[first]}".rstrip(".")
+        raise UserError(f"{len(failed)} of {len(cells)} runs did not end; the first: {message}.")
 
 
 def main(argv: list[str]) -> int:

@@ -93,3 +93,26 @@ def test_slopes():
     assert scaling.slopes(points) == {"time": 2.0, "memory": 1.0, "time at the end": 2.0}
     asked = {"batch", "length", "depth", "width", "pool", "tasks", "corpus_cache", "corpus_loader"}
     assert asked <= set(scaling.SWEEPS)
+
+
+def test_the_pools_ablation_takes_runs_of_its_own_flags_only(tmp_path, monkeypatch):
+    """What is there already is for `sweep` to say, which knows runs by their configuration."""
+    import pools
+
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        steps = command[-1].rpartition("=")[2]
+        directory = tmp_path / "a" / steps
+        directory.mkdir(parents=True, exist_ok=True)
+        figures = {"retrieval_top1": float(steps), "effective_keys": 2.0}
+        (directory / "retrieval.json").write_text(json.dumps({"summary": {"test": figures}}))
+        (tmp_path / "a" / "sweep.json").write_text(json.dumps({"runs": [{"directory": str(directory)}]}))
+        return subprocess.CompletedProcess([], 0)
+
+    monkeypatch.setattr(pools.subprocess, "run", run)
+    first, second = (pools.run("a", tmp_path, "tiny_ci", "0", [f"--gin.STEPS_PER_TASK={n}"]) for n in (5, 7))
+    assert [one[0]["summary"]["test"]["retrieval_top1"] for one in (first, second)] == [5.0, 7.0]
+    assert all("codegen2_jax.sweep" in command for command in asked)
+    assert pools.table({"a": first})[2] == "| a | 5.000 | - | 2.000 | - |"

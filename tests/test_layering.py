@@ -25,9 +25,9 @@ ROOMS = {
 }
 DOORS_MAY = {"cli", "continual", "reporting", "training", "evaluation", "decoding", "interop", "data", "sharding"}
 # Modules beside the rooms that are no doors, and what they may import.
-ALL_MAY = {"errors", "processes", "__version__"}
+ALL_MAY = {"errors", "json_files", "processes", "__version__"}
 BESIDE = {"__init__": set(), "errors": set(), "annotations": set(), "processes": set(), "bindings": {"annotations"}}
-BESIDE |= {"start_up": set(), "cli": {"annotations", "bindings", "start_up"}}
+BESIDE |= {"json_files": set(), "start_up": set(), "cli": {"annotations", "bindings", "start_up"}}
 
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 SEQIO = {"seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"}

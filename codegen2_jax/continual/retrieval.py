@@ -5,9 +5,8 @@ selection for any stream and encoder follows from one pass of the encoder and so
 """
 
 import dataclasses
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codegen2_jax import json_files
 from codegen2_jax.continual import diagnostics, pool_diagnostics
 from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.errors import UserError
 from codegen2_jax.training import run_directory
 from codegen2_jax.training.tracking import Tracker
 
-RESULT_FILE = "retrieval.json"
 TRAIN_QUERIES = 512  # of each task; a mean direction needs no more
+SHOWN = ("retrieval_top1", "retrieval_majority", "own_key_recall", "own_key_limit")  # by task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +110,40 @@ def _make_learn(prompt: Any, optimizer: Any, params: dict, state: dict, steps: i
     return learn
 
 
-def report(tasks: Sequence[str], stages: Sequence[dict]) -> list[str]:
+def summary(found: Mapping[str, list]) -> dict[str, float]:
+    """The end of a study in one number each: means over the tasks, the largest overlap of two tasks, plain figures.
+
+    found: the diagnostics by name, one value a stage. A figure that the pool does not have is left out.
+    """
+    last = {name: values[-1] for name, values in found.items()}
+    overlap_JJ = last["selection_overlap"]
+    pairs = [row[other] for number, row in enumerate(overlap_JJ) for other in range(number)]
+    by_task = ("retrieval_top1", "own_key_recall", "own_key_limit", "retrieval_majority", "usage_entropy")
+    figures = {name: _mean(last.get(name) or []) for name in (*by_task, "effective_keys")}
+    figures |= {name: last.get(name) for name in ("nearest_mean_accuracy", "effective_keys_overall", "key_drift")}
+    figures["largest_selection_overlap"] = max((value for value in pairs if value is not None), default=None)
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def report(record: Mapping[str, Any]) -> list[str]:
     """Lines of text: for each task how much of its own it finds at the end, and how well means tell tasks apart."""
-    last = stages[-1]
+    tasks, last = record["stream"], {name: values[-1] for name, values in record["diagnostics"].items()}
     head = f"nearest_mean_accuracy {diagnostics.figure(last['nearest_mean_accuracy'])} over {len(tasks)} tasks"
-    names = [name for name in pool_diagnostics.RETRIEVAL if name in last]
-    means = [f"mean {name} {np.mean(last[name]):.3f}" for name in names if None not in last[name]]
+    names = [name for name in pool_diagnostics.RETRIEVAL if last.get(name) is not None]
+    means = [f"mean {name} {_mean(last[name]):.3f}" for name in names if None not in last[name]]
     return [head, *pool_diagnostics.lines(last, tasks), *(["  ".join(means)] if means else [])]
+
+
+def shows_finished(directory: Path, config_text: str) -> bool:
+    """Whether the directory holds this study, which then is printed again; UserError where it holds another run."""
+    run_directory.check_config(directory, config_text)
+    record = run_directory.finished(directory, run_directory.config_digest(config_text))
+    if record is None:
+        return False
+    with Tracker(directory, process_index=jax.process_index()) as tracker:
+        tracker.message(f"{directory} is finished; its results are in {directory / run_directory.RETRIEVAL_FILE}.")
+        tracker.message("\n".join(["", *report(record)]))
+    return True
 
 
 def run(job: Any, config_text: str, header: dict, tasks: Sequence[TaskQueries]) -> None:
@@ -125,7 +152,6 @@ def run(job: Any, config_text: str, header: dict, tasks: Sequence[TaskQueries]) 
     job: has model_dir, prompt, optimizer, steps_per_task, batch_size and seed. header: facts to store with the result.
     """
     directory, began = Path(job.model_dir), time.time()
-    run_directory.check_config(directory, config_text)
     with run_directory.occupied(directory), Tracker(directory, process_index=jax.process_index()) as tracker:
         run_directory.write_config(directory, config_text)
         stages = study(
@@ -136,10 +162,27 @@ def run(job: Any, config_text: str, header: dict, tasks: Sequence[TaskQueries]) 
             batch_size=job.batch_size,
             seed=job.seed,
         )
-        names = [task.name for task in tasks]
-        record = {"stream": names, "seed": job.seed, **header, "diagnostics": by_name(stages)}
-        record["cost"] = {"wall_seconds": round(time.time() - began, 1)}
-        path = directory / RESULT_FILE
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        tracker.message("\n".join(["", *report(names, stages)]))
+        found = by_name(stages)
+        record = {
+            "stream": [task.name for task in tasks],
+            "complete": True,
+            "seed": job.seed,
+            **header,
+            "prompt": dataclasses.asdict(job.prompt),
+            "config_digest": run_directory.config_digest(config_text),
+            "versions": run_directory.versions(),
+            "summary": {"test": summary(found)},
+            "diagnostics": found,
+            "cost": {"wall_seconds": round(time.time() - began, 1)},
+        }
+        path = directory / run_directory.RETRIEVAL_FILE
+        if jax.process_index() == 0:
+            json_files.write(path, record)
+        tracker.message("\n".join(["", *report(record)]))
         tracker.message(f"wrote {path}; no language model was trained; {record['cost']['wall_seconds']} s")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Over the tasks that have a value; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

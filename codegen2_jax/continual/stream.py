@@ -163,9 +163,19 @@ class ContinualLearning:
                 Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn(profile_steps)
 
     def _study_retrieval(self, directory: Path, config_text: str) -> None:
-        tasks = Setup(self, directory).query_sets()
-        header = {"method": self.method, "init_from": self.source.init_from, "tags": self.tags}
-        retrieval.run(self, config_text, header | {"query_pooling": self.query_pooling}, tasks)
+        if retrieval.shows_finished(directory, config_text):
+            return
+        setup = Setup(self, directory)
+        header = {
+            "method": self.method,
+            "init_from": self.source.init_from,
+            "weights_digest": setup.loaded.digest,
+            "data_digest": results.facts(setup)["data_digest"],
+            "eval_examples": self.eval_examples,
+            "tags": self.tags,
+            "query_pooling": self.query_pooling,
+        }
+        retrieval.run(self, config_text, header, setup.query_sets())
 
     def show_batch(self) -> None:
         """Prints the first two training examples of every task as the model would read them."""

@@ -26,25 +26,38 @@ STOPPED = (-2, -15, 75, 130)  # exit codes of a run that a signal ended
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One thing that a sweep varies: a macro and its values as gin literals, with short names for directories."""
+    """One thing that a sweep varies: a macro and its values as gin literals, with short names for directories.
+
+    repeats: whether runs that differ in it alone are repetitions, of which a mean is formed: seeds and orders.
+    """
 
     macro: str
     values: tuple[str, ...]
     names: tuple[str, ...]
+    repeats: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a sweep. settings: {macro: name of its value}."""
+    """One run of a sweep. settings: {macro: name of its value}; repetitions: the macros that make no row of their own.
+
+    error: why there is no such run, where its configuration is refused; its digest is then empty.
+    """
 
     settings: dict[str, str]
     bindings: tuple[str, ...]
     digest: str
     directory: Path
+    repetitions: frozenset[str] = frozenset({"SEED"})
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{macro}={name}" for macro, name in self.settings.items())
 
     def record(self) -> dict[str, Any] | None:
-        """scores.json when the run is complete."""
-        return run_directory.finished(self.directory, self.digest)
+        """The result file's contents when the run is complete."""
+        return None if self.error else run_directory.finished(self.directory, self.digest)
 
 
 def axes(job: Any, *, seeds: str, orders: str | None, values: Sequence[str]) -> list[Axis]:
@@ -52,15 +65,18 @@ def axes(job: Any, *, seeds: str, orders: str | None, values: Sequence[str]) -> 
     numbers = seeds.split(",")
     if not all(re.fullmatch(r"\d+", number) for number in numbers):
         raise UserError(f"--seeds={seeds} must be whole numbers from 0, comma separated, such as 0,1,2.")
-    found = [Axis(macro="SEED", values=tuple(numbers), names=tuple(numbers))]
+    found = [Axis(macro="SEED", values=tuple(numbers), names=tuple(numbers), repeats=True)]
     if orders is not None:
         found.append(_orders(job, orders))
     for given in values:
         name, equals, text = given.partition("=")
         if not equals or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name) or not text:
             raise UserError(f"--set {given} must be NAME=VALUE1,VALUE2 with a macro such as REPLAY_SIZE=100,500.")
-        literals = tuple(part.strip() for part in text.split(","))
-        found.append(Axis(macro=name, values=tuple(map(_literal, literals)), names=literals))
+        literals = _between_commas(text)
+        if "" in literals:
+            raise UserError(f"--set {given} has an empty value; write NAME=VALUE1,VALUE2, or quotes for an empty text.")
+        names = tuple(literal.strip("'\"") for literal in literals)
+        found.append(Axis(macro=name, values=tuple(map(_literal, literals)), names=names))
     macros = [axis.macro for axis in found]
     for axis in found:
         if macros.count(axis.macro) > 1:
@@ -70,9 +86,26 @@ def axes(job: Any, *, seeds: str, orders: str | None, values: Sequence[str]) -> 
     return found
 
 
+def _between_commas(text: str) -> tuple[str, ...]:
+    """The parts of a text; commas in quotes and brackets part nothing."""
+    parts, quote, depth = [""], "", 0
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == "," and not quote and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(part.strip() for part in parts)
+
+
 def _literal(text: str) -> str:
-    """A value as gin reads it: numbers, True, None and quoted strings as they are, other words quoted."""
-    known = re.fullmatch(r"-?[\d.]+(e-?\d+)?|True|False|None|'.*'|\".*\"", text)
+    """A value as gin reads it: numbers, True, None, quoted and bracketed as they are, other words quoted."""
+    known = re.fullmatch(r"-?[\d.]+(e-?\d+)?|True|False|None|'.*'|\".*\"|\(.*\)|\[.*\]", text)
     return text if known else repr(text)
 
 
@@ -96,7 +129,7 @@ def _orders(job: Any, orders: str) -> Axis:
         if sorted(order) != sorted("".join(map(str, range(count)))):
             raise UserError(f"--orders: {order!r} does not name each of 0 to {count - 1} once.")
     streams = [",".join(names[int(digit)] for digit in order) for order in digits]
-    return Axis(macro="STREAM", values=tuple(map(repr, streams)), names=tuple(digits))
+    return Axis(macro="STREAM", values=tuple(map(repr, streams)), names=tuple(digits), repeats=True)
 
 
 def plan(
@@ -114,27 +147,48 @@ def plan(
     for chosen in itertools.product(*(range(len(axis.values)) for axis in ordered)):
         settings = {axis.macro: axis.names[i] for axis, i in zip(ordered, chosen, strict=True)}
         bindings = tuple(f"--gin.{axis.macro}={axis.values[i]}" for axis, i in zip(ordered, chosen, strict=True))
-        digest = run_directory.config_digest(config_of([*arguments, *bindings]))
-        label = "-".join(f"{macro.lower()}{re.sub(r'[^A-Za-z0-9.]+', '_', name)}" for macro, name in settings.items())
-        directory = known.get(digest, place / f"{label}-{digest[:8]}")
-        cells.append(Cell(settings=settings, bindings=bindings, digest=digest, directory=directory))
+        digest, error = "", None
+        try:
+            digest = run_directory.config_digest(config_of([*arguments, *bindings]))
+        except UserError as refused:
+            error = " ".join(str(refused).split())
+        label = "-".join(f"{macro.lower()}{_plain(name)}" for macro, name in settings.items())
+        cells.append(
+            Cell(
+                settings=settings,
+                bindings=bindings,
+                digest=digest,
+                directory=known.get(digest, place / f"{label}-{digest[:8]}"),
+                repetitions=frozenset(axis.macro for axis in axes if axis.repeats),
+                error=error,
+            )
+        )
     return cells
 
 
-def run(cells: Sequence[Cell], arguments: Sequence[str]) -> list[str]:
-    """Runs what is not complete, one run after another; returns a line for each run that failed.
+def _plain(name: str) -> str:
+    """For a file's name, which has an end; the digest behind it tells two apart."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", name)[:40]
 
-    A run writes what it prints to log.txt in its directory. A mistake in the configuration (exit code 2) ends the
-    sweep, since every other run would make it too, and so does a signal.
+
+def run(cells: Sequence[Cell], arguments: Sequence[str], failed: dict[int, str]) -> None:
+    """Runs what is not complete, one run after another; fills `failed`: {number of a cell: why it has no result}.
+
+    A run writes what it prints to log.txt in its directory. One that fails, for whatever reason, stops no other; a
+    signal ends the sweep (PreemptedError).
     """
-    waiting = [cell for cell in cells if cell.record() is None]
-    print(f"{len(cells)} runs, {len(cells) - len(waiting)} of them complete", flush=True)
-    failed, began = [], time.monotonic()
-    for number, cell in enumerate(waiting):
-        named = " ".join(f"{macro}={name}" for macro, name in cell.settings.items())
+    failed |= {index: cell.error for index, cell in enumerate(cells) if cell.error}
+    for message in failed.values():
+        print(f"  refused: {message}", flush=True)
+    complete = sum(cell.record() is not None for cell in cells)
+    waiting = [index for index, cell in enumerate(cells) if index not in failed and cell.record() is None]
+    print(f"{len(cells)} runs, {complete} of them complete", flush=True)
+    began = time.monotonic()
+    for number, index in enumerate(waiting):
+        cell = cells[index]
         left = (time.monotonic() - began) / number * (len(waiting) - number) if number else None
         ends = f", about {left / 60:.0f} minutes left" if left is not None else ""
-        print(f"[{number + 1}/{len(waiting)}] {named} in {cell.directory}{ends}", flush=True)
+        print(f"[{number + 1}/{len(waiting)}] {cell.name} in {cell.directory}{ends}", flush=True)
         cell.directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "codegen2_jax.train", *arguments, *cell.bindings]
         command.append(f"--model_dir={cell.directory}")
@@ -144,13 +198,10 @@ def run(cells: Sequence[Cell], arguments: Sequence[str]) -> list[str]:
         if code == 0:
             continue
         message = _last_line(log)
-        if code == 2:
-            raise UserError(f"{named}: {message.removeprefix('error: ')}")
         if code in STOPPED:
-            raise PreemptedError(f"{named} was stopped; the same command continues.")
-        failed.append(f"{named} ended with code {code}, {message} ({log})")
-        print(f"  failed: {failed[-1]}", flush=True)
-    return failed
+            raise PreemptedError(f"{cell.name} was stopped; the same command continues.")
+        failed[index] = f"code {code}, {message.removeprefix('error: ')} ({log})"
+        print(f"  failed: {failed[index]}", flush=True)
 
 
 def _last_line(path: Path) -> str:

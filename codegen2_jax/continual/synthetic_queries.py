@@ -6,6 +6,7 @@ variance that lies between tasks: a real encoder's share can be read off `query_
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,9 @@ class SyntheticRetrieval:
             raise UserError(f"between_share={self.between_share} is out of range; it must be above 0 and below 1.")
 
     def run(self, *, config_text: str) -> None:
-        header = {"method": "synthetic_retrieval", "between_share": self.between_share}
+        if retrieval.shows_finished(Path(self.model_dir), config_text):
+            return
+        header = {"method": "synthetic_retrieval", "between_share": self.between_share, "width": self.width}
         retrieval.run(
             self, config_text, header, make_queries(self.num_tasks, self.width, self.between_share, self.seed)
         )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from codegen2_jax import json_files
 from codegen2_jax.errors import UserError
 
 HEADER_SUFFIX = ".settings.json"
@@ -145,10 +146,7 @@ def _write_header(path: Path, work: Work) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """A kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    json_files.write(path, content, ensure_ascii=False)
 
 
 def _note_time(path: Path, chunk: int, seconds: float, rows: list[dict]) -> None:

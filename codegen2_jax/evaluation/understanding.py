@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from codegen2_jax import json_files
 from codegen2_jax.data import converters
 from codegen2_jax.data import understanding as files
 from codegen2_jax.data.understanding import Question
@@ -320,7 +321,7 @@ def by_id(rows: Sequence[dict], ids: Sequence[str], path: Path) -> dict[str, dic
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """One JSON line each."""
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(json_files.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def _fitting(vocabulary: Any, examples: Sequence[str], one: Question, room: float) -> tuple[str, bool]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -42,6 +43,8 @@ COLOURS = {
 }
 TEXT, MUTED, LINE, SHADE = (COLOURS[name].light for name in ("text", "muted", "line", "shade"))
 SERIES = tuple(colour.light for name, colour in COLOURS.items() if name.startswith("series-"))
+LEGEND_INCHES = (0.45, 0.072)  # of an entry: its sign and the space around it, and a letter
+MOST_TICKS = 12  # labels along an axis of many cells
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 EMPTY = "\N{EN DASH}"
@@ -148,6 +151,18 @@ def heat_map(
     axes.spines[:].set_visible(False)
 
 
+def shaded(axes: Axes, shade_RC: np.ndarray, *, rows: list[str], columns: list[str]) -> None:
+    """A grid of many cells as one picture, without numbers in it; NaN is an empty cell, labels are thinned."""
+    red_green_blue = matplotlib.colors.to_rgb(SHADE)  # an opacity shows on either page
+    alpha_RC = np.nan_to_num(np.clip(shade_RC, 0.0, 1.0))
+    picture_RC4 = np.concatenate([np.broadcast_to(red_green_blue, (*alpha_RC.shape, 3)), alpha_RC[..., None]], axis=-1)
+    axes.imshow(picture_RC4, aspect="auto", interpolation="nearest")
+    for names, place in ((rows, axes.set_yticks), (columns, axes.set_xticks)):
+        every = -(-len(names) // MOST_TICKS)
+        place(range(0, len(names), every), names[::every])
+    axes.tick_params(length=0, labelcolor=MUTED)
+
+
 def grid(axes: Axes, axis: str = "y") -> None:
     """Quiet lines to read values by."""
     axes.grid(visible=True, axis=axis)
@@ -155,11 +170,13 @@ def grid(axes: Axes, axis: str = "y") -> None:
 
 
 def legend_above(figure: Figure, axes: Axes, *, columns: int = 4) -> None:
-    """The legend of `axes` in rows above everything; "copy" comes last, as it is no method."""
+    """The legend of `axes` in rows above everything, as many columns as fit; "copy" comes last, as it is no method."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         order = sorted(range(len(labels)), key=lambda number: labels[number] == "copy")
         handles, labels = [handles[number] for number in order], [labels[number] for number in order]
+        widest = LEGEND_INCHES[0] + LEGEND_INCHES[1] * max(map(len, labels))
+        columns = max(1, min(columns, int(figure.get_figwidth() / widest)))
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.4)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.reporting.sections import Exhibit, Report, Section
+from codegen2_jax.reporting.exhibits import Exhibit, Report, Section
 from codegen2_jax.reporting.tables import Column, Table
 
 EVALUATION_FILE = "evaluation.json"

@@ -143,10 +143,48 @@ def cost(table: Table) -> Drawing | None:
             panels[1].set_xscale("log")
             panels[1].minorticks_off()
             panels[1].margins(x=0.15)
-        panels[0].set_ylabel("average BLEU")
+        panels[0].set_ylabel(f"average {table.columns[1].detail.replace('bleu', 'BLEU')}")
         legend_above(figure, panels[0])
 
     return Drawing(draw, 9.0, 3.4)
+
+
+def against_number(table: Table, *, xlabel: str) -> Drawing:
+    """Figures against a number, with intervals, a panel per column that holds estimates; a line per method.
+
+    table: columns of the method, the number, and then figures.
+    """
+    names = list(dict.fromkeys(row[0] for row in table.rows))
+    numbers = [row[1] for row in table.rows]
+    places = range(2, len(table.columns))
+    shown = [index for index in places if any(isinstance(row[index], Estimate) for row in table.rows)]
+    wide = min(2, len(shown))
+
+    def draw(figure):
+        panels = figure.subplots(-(-len(shown) // wide), wide, squeeze=False).flat
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        for axes, index in zip(panels, shown, strict=False):
+            for number, name in enumerate(names):
+                rows = [row for row in table.rows if row[0] == name and row[index] is not None]
+                if rows:
+                    cells = [row[index] for row in rows]
+                    style = {"color": colour_of(number), "linestyle": dashes_of(number), "marker": marker_of(number)}
+                    axes.errorbar(
+                        [row[1] for row in rows], [cell.mean for cell in cells],
+                        yerr=[cell.half_width or 0.0 for cell in cells], capsize=2.5, markersize=5, label=name, **style,
+                    )  # fmt: skip
+            axes.set_xlabel(xlabel)
+            axes.set_ylabel(f"{table.columns[index].heading}, {table.columns[index].detail}")
+            if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
+                axes.set_xscale("log")
+                axes.minorticks_off()
+            ticks = sorted(set(numbers))
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            grid(axes, "both")
+        legend_above(figure, panels[0])
+
+    return Drawing(draw, 4.6 * wide, 3.2 * -(-len(shown) // wide))
 
 
 def _curve(axes, run: Run, name: str, number: int, *, label: str | None) -> None:
@@ -197,7 +235,7 @@ def _starts(groups: Sequence[Group]) -> list[tuple[float, str]]:
 
 
 def _finite(value: object) -> float | None:
-    """Numbers that JSON lacks are strings in metrics.jsonl; a curve has no place for them."""
+    """Numbers that JSON lacks are null in metrics.jsonl, once strings; a curve has no place for them."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

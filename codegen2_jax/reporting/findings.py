@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from codegen2_jax.reporting import tables
-from codegen2_jax.reporting.finished_runs import Group, baseline, short_names
+from codegen2_jax.reporting.finished_runs import Group, baseline, scored_split, short_names
 from codegen2_jax.reporting.tables import Estimate
 
 
@@ -16,13 +16,14 @@ def main_findings(groups: Sequence[Group]) -> list[str]:
 
 def _best(groups: Sequence[Group]) -> list[str]:
     shown = [group for group in groups if not group.is_individual] or groups  # individual finetuning is a ceiling
-    averages = {group.name: tables.final_average(group) for group in shown}
+    split = scored_split(groups)
+    averages = {group.name: tables.final_average(group, split) for group in shown}
     known = {name: value for name, value in averages.items() if value is not None}
     if not known:
         return []
     best = max(known, key=lambda name: known[name].mean)
-    found = [f"Highest average {groups[0].runs[0].last_split} BLEU: {best} with {_text(known[best])}."]
-    copied = baseline(groups[0].runs[0], "copy", groups[0].runs[0].last_split, "bleu")
+    found = [f"Highest average {split} BLEU: {best} with {_text(known[best])}."]
+    copied = baseline(groups[0].runs[0], "copy", split, "bleu")
     if copied is not None and np.isfinite(copied).all():
         floor = float(copied.mean())
         above = [name for name, value in known.items() if value.mean > floor]
@@ -32,12 +33,12 @@ def _best(groups: Sequence[Group]) -> list[str]:
 
 
 def _not_above_trivial(groups: Sequence[Group]) -> list[str]:
-    run = groups[0].runs[0]
-    rows = [baseline(run, name, run.last_split, "bleu") for name in ("copy", "constant")]
+    run, split = groups[0].runs[0], scored_split(groups)
+    rows = [baseline(run, name, split, "bleu") for name in ("copy", "constant")]
     trivial = [row for row in rows if row is not None]
     if not trivial:
         return []
-    best_J = np.max([run.final(run.last_split, "bleu") for group in groups for run in group.runs], axis=0)
+    best_J = np.max([one.final(split, "bleu", run.tasks) for group in groups for one in group.runs], axis=0)
     names = short_names(run.scores.tasks)
     below = [name for name, is_below in zip(names, best_J <= np.max(trivial, axis=0), strict=True) if is_below]
     if not below:

@@ -1,10 +1,11 @@
-"""The runs of a report: read, checked to be comparable, and gathered by method."""
+"""The runs of a report: read, checked to be comparable, and gathered by their settings."""
 
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,41 @@ import numpy as np
 
 from codegen2_jax.continual.scores import Scores
 from codegen2_jax.errors import UserError
+from codegen2_jax.reporting import settings
 
 SCORES_FILE = "scores.json"
 METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.gin"
 SPLITS = ("valid", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One finished run: what scores.json holds, and the lines of metrics.jsonl (none where the file is missing)."""
+    """One finished run: what scores.json holds, the lines of metrics.jsonl and the bindings of config.gin.
+
+    metrics and config are empty where their files are missing. label: what its group is called, where it differs from
+    the method. order: of its tasks, as numbers in that of its group's first run, where the group has several.
+    """
 
     directory: Path
     record: dict[str, Any]
     metrics: tuple[dict[str, Any], ...]
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    label: str = ""
+    order: str = ""
 
     @functools.cached_property
     def scores(self) -> Scores:
         return Scores.from_dict(self.record)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What scores.json names of the setting, flat."""
+        return settings.of(self.record)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.record["stream"])
 
     @property
     def method(self) -> str:
@@ -40,23 +59,25 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For a title: the method and the seed."""
-        return self.method if self.seed is None else f"{self.method}, seed {self.seed}"
+        """For a title: the method or the group, the seed, and the order where it varies."""
+        seed = [] if self.seed is None else [f"seed {self.seed}"]
+        return ", ".join([self.label or self.method, *seed, *([f"order {self.order}"] if self.order else [])])
 
     @property
     def is_individual(self) -> bool:
         """Whether each task started from the initial weights, so that only the diagonal of R says something."""
         return self.record.get("walk") == "individual"
 
-    @property
-    def last_split(self) -> str:
-        """The split that final scores are taken from: test, or valid where only that was scored."""
-        return SPLITS[-1] if SPLITS[-1] in self.scores.splits else SPLITS[0]
-
-    def final(self, split: str, metric: str) -> np.ndarray:
-        """The score on each task at the end, float64 (J,): the last row of R, the diagonal of an individual run."""
+    def final(self, split: str, metric: str, tasks: Sequence[str]) -> np.ndarray:
+        """The score on each of these tasks at the end, float64 (J,): the last row of R, of an individual run the
+        diagonal.
+        """
         score_SJ = self.scores.splits[split][metric]
-        return np.diagonal(score_SJ[1:]) if self.is_individual else score_SJ[-1]
+        return self.in_order(np.diagonal(score_SJ[1:]) if self.is_individual else score_SJ[-1], tasks)
+
+    def in_order(self, value_J: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+        """One value per task of this run, in the order of `tasks`."""
+        return np.asarray(value_J)[[self.tasks.index(task) for task in tasks]]
 
     def diagnostic(self, name: str) -> list | None:
         """One value per stage, or None where the run has no such diagnostic at any stage."""
@@ -66,10 +87,24 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one method that differ in their seed: one row of a table."""
+    """Runs that differ in their seed, and in the order of their tasks, alone: one row of a table."""
 
     name: str
     runs: tuple[Run, ...]
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """In the order of the first run, which is that of tables."""
+        return self.runs[0].tasks
+
+    @property
+    def settings(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What scores.json and config.gin name."""
+        return self.runs[0].settings, self.runs[0].config
 
     @property
     def is_individual(self) -> bool:
@@ -80,54 +115,106 @@ def load(paths: Sequence[str | Path]) -> list[Run]:
     """The runs in these directories, in the order given; raises UserError where they cannot share a table."""
     if not paths:
         raise UserError("no run directory given; name at least one, such as runs/pp_tf.")
+    check_once(paths)
+    runs = [_read(Path(path)) for path in paths]
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    return runs
+
+
+def check_once(paths: Sequence[str | Path]) -> None:
+    """Raises UserError where a directory is among the paths twice."""
     places = [Path(path).resolve() for path in paths]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise UserError(f"{paths[number]} is given twice; name each run directory once.")
-    runs = [_read(Path(path)) for path in paths]
-    for run in runs[1:]:
-        if run.last_split != runs[0].last_split:
-            raise UserError(
-                f"{run.directory} was scored on {run.last_split} but {runs[0].directory} on {runs[0].last_split}; give "
-                "only runs with one EVAL_SPLITS."
-            )
-        for name, remedy in (
-            ("stream", "give only runs of one stream"),
-            ("data_digest", "the same stream from other data; give only runs of the same files"),
-            ("eval_examples", "they scored different examples; give only runs with one EVAL_EXAMPLES"),
-            ("scorers", "give only runs scored alike"),
-        ):
-            first, other = runs[0].record.get(name), run.record.get(name)
-            if first != other:
-                values = f"{_short(other)} in {run.directory} but {_short(first)} in {runs[0].directory}"
-                raise UserError(f"{name} is {values}; {remedy}.")
-    return runs
+
+
+def _check_comparable(first: Run, run: Run) -> None:
+    """Raises UserError where two runs do not share a task, or scored what they share on other data or otherwise."""
+    shared = [task for task in first.tasks if task in run.tasks]
+    facts = [("stream", "give only runs that share tasks")] * (not shared)
+    if first.tasks == run.tasks:
+        facts.append(("data_digest", "the same stream from other data; give only runs of the same files"))
+    facts.append(("eval_examples", "they scored different examples; give only runs with one EVAL_EXAMPLES"))
+    for name, remedy in facts:
+        if first.record.get(name) != run.record.get(name):
+            raise UserError(f"{name} is {_short(run.record.get(name))} in {run.directory} but "
+                            f"{_short(first.record.get(name))} in {first.directory}; {remedy}.")  # fmt: skip
+    for task in shared:
+        scorers = [_by_task(one, one.scores.scorers, task) for one in (run, first)]
+        if scorers[0] != scorers[1]:
+            raise UserError(f"scorers of {task} are {_short(scorers[0])} in {run.directory} but {_short(scorers[1])} "
+                            f"in {first.directory}; give only runs scored alike.")  # fmt: skip
+        # The digest is of a whole stream; what copying the input scores tells data of one task apart.
+        copied = [_by_task(one, one.scores.baselines.get("copy", {}).get("valid", {}), task) for one in (run, first)]
+        known = [row["bleu"] for row in copied if row.get("bleu") is not None]
+        if len(known) == 2 and not math.isclose(*known, abs_tol=1e-6):
+            raise UserError(f"copying the input of {task} scores {known[0]:.2f} in {run.directory} but {known[1]:.2f} "
+                            f"in {first.directory}: other data; give only runs of the same files.")  # fmt: skip
+
+
+def _by_task(run: Run, rows: Mapping[str, Sequence], task: str) -> dict[str, Any]:
+    return {metric: row[run.tasks.index(task)] for metric, row in rows.items()}
 
 
 def gather(runs: Iterable[Run]) -> list[Group]:
-    """One group per method, in the order of first appearance but for individual finetuning, a ceiling, which is last.
+    """The groups in the order of first appearance, but for individual finetuning, a ceiling, which is last.
 
-    Runs are seeds of one another when method, weights, decoding and sizes agree. Where two of them have the same seed
-    they differ in something that scores.json does not name, so each stands alone under its directory's name.
+    Runs are of one group exactly when they agree in all that scores.json and, where each has one, config.gin say of
+    their settings: seeds and orders of the same tasks are no settings. Two runs of one group with the same seed and
+    order differ in something that no file names, so each stands alone. Groups of one method are called by what
+    differs, or by their directories where that is nothing or too much.
     """
-    found: dict[str, list[Run]] = {}
-    for run in runs:
+
+    def named(run: Run) -> list:
         cost = run.record.get("cost", {})
-        parts = [run.method, run.record.get("weights_digest"), run.record.get("decoding"), run.record.get("walk")]
-        key = json.dumps([*parts, cost.get("trainable_parameters"), cost.get("prompt_tokens")])
-        found.setdefault(key, []).append(run)
-    methods = [members[0].method for members in found.values()]
+        sizes = [cost.get(name) for name in ("trainable_parameters", "prompt_tokens")]
+        return [run.method, sorted(run.tasks), run.settings, sizes]
+
+    found: list[list[Run]] = []
+    for members in settings.gathered(runs, named):
+        known = all(run.config for run in members)
+        parts = settings.gathered(members, lambda run: run.config) if known else [members]
+        for part in parts:
+            repeated = len({(run.seed, run.tasks) for run in part}) < len(part)
+            found += [[run] for run in part] if repeated else [part]
     groups = []
-    for members in found.values():
-        method = members[0].method
-        seeds = [run.seed for run in members]
-        if len(set(seeds)) < len(seeds):
-            groups += [Group(f"{method} ({run.directory.resolve().name})", (run,)) for run in members]
-        elif methods.count(method) > 1:
-            groups.append(Group(f"{method} ({members[0].directory.resolve().name})", tuple(members)))
-        else:
-            groups.append(Group(method, tuple(members)))
-    return sorted(groups, key=lambda group: group.is_individual)
+    for alike in settings.gathered(found, lambda part: [part[0].method, sorted(part[0].tasks)]):
+        groups += _named(alike)
+    ranks = {run.directory: number for number, run in enumerate(run for part in found for run in part)}
+    return sorted(groups, key=lambda group: (group.is_individual, ranks[group.runs[0].directory]))
+
+
+def _named(parts: Sequence[Sequence[Run]]) -> list[Group]:
+    """Groups of one method and stream, with their names in their runs."""
+    method = parts[0][0].method
+    labels = settings.labels([(part[0].settings, part[0].config) for part in parts])
+    groups = []
+    for number, part in enumerate(parts):
+        named = f"{method}, {labels[number]}" if labels else f"{method} ({part[0].directory.resolve().name})"
+        name = method if len(parts) == 1 else named
+        several = len({run.tasks for run in part}) > 1
+        orders = [_order(run.tasks, part[0].tasks) if several else "" for run in part]
+        runs = [dataclasses.replace(run, label=name, order=o) for run, o in zip(part, orders, strict=True)]
+        groups.append(Group(name, tuple(runs)))
+    return groups
+
+
+def _order(tasks: Sequence[str], first: Sequence[str]) -> str:
+    return ("" if len(first) <= 10 else "-").join(str(first.index(task)) for task in tasks)
+
+
+def by_stream(groups: Sequence[Group]) -> list[list[Group]]:
+    """The groups whose runs learned the same tasks, in whatever order, together; most tasks first."""
+    found = settings.gathered(groups, lambda group: sorted(group.tasks))
+    return sorted(found, key=lambda alike: -len(alike[0].tasks))
+
+
+def scored_split(groups: Sequence[Group]) -> str:
+    """The split of which tables and figures speak: test, or valid where a run has no test scores."""
+    runs = [run for group in groups for run in group.runs]
+    return "test" if all("bleu" in run.scores.splits.get("test", {}) for run in runs) else "valid"
 
 
 def short_names(tasks: Sequence[str]) -> list[str]:
@@ -137,22 +224,42 @@ def short_names(tasks: Sequence[str]) -> list[str]:
     return short if all(task.startswith(prefix) and len(task) > len(prefix) for task in tasks) else list(tasks)
 
 
-def ceiling(groups: Sequence[Group], split: str, metric: str) -> np.ndarray | None:
-    """a*, float64 (J,): the mean of the individual runs, else the individual row that a run stored, else None."""
+def slug(run: Run, runs: Sequence[Run]) -> str:
+    """A file name for a run: method and seed, with a number where another run has the same."""
+
+    def plain(other: Run) -> str:
+        return re.sub(r"[^a-z0-9]+", "_", f"{other.label or other.method}_seed{other.seed}".lower()).strip("_")
+
+    same = [other for other in runs if plain(other) == plain(run)]
+    return (
+        plain(run) if len(same) == 1 else f"{plain(run)}_{1 + next(n for n, other in enumerate(same) if other is run)}"
+    )
+
+
+def ceiling(groups: Sequence[Group], split: str, metric: str, tasks: Sequence[str] | None = None) -> np.ndarray | None:
+    """a*, float64 (J,): the mean of the individual runs, else the individual row that a run stored, else None.
+
+    tasks: whose, in which order; default: the first group's.
+    """
+    tasks = groups[0].tasks if tasks is None else tasks
     individual = [run for group in groups for run in group.runs if run.is_individual]
+    individual = [run for run in individual if metric in run.scores.splits.get(split, {})]
     if individual:
-        return np.mean([run.final(split, metric) for run in individual], axis=0)
+        return np.mean([run.final(split, metric, tasks) for run in individual], axis=0)
     for group in groups:
-        row = baseline(group.runs[0], "individual", split, metric)
+        row = baseline(group.runs[0], "individual", split, metric, tasks)
         if row is not None:
             return row
     return None
 
 
-def baseline(run: Run, name: str, split: str, metric: str) -> np.ndarray | None:
+def baseline(run: Run, name: str, split: str, metric: str, tasks: Sequence[str] | None = None) -> np.ndarray | None:
     """A baseline's score on each task, float64 (J,) with NaN where there is none, or None without the baseline."""
     row = run.scores.baselines.get(name, {}).get(split, {}).get(metric)
-    return None if row is None else np.array([math.nan if value is None else value for value in row], np.float64)
+    if row is None:
+        return None
+    value_J = np.array([math.nan if value is None else value for value in row], np.float64)
+    return run.in_order(value_J, run.tasks if tasks is None else tasks)
 
 
 def _read(directory: Path) -> Run:
@@ -166,7 +273,10 @@ def _read(directory: Path) -> Run:
         raise UserError(f"{directory} holds no {SCORES_FILE}; {hint}.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(directory=directory, record=record, metrics=tuple(lines_of(directory / METRICS_FILE)))
+        place = directory / CONFIG_FILE
+        config = settings.bindings(place.read_text(encoding="utf-8")) if place.is_file() else {}
+        metrics = tuple(lines_of(directory / METRICS_FILE))
+        run = Run(directory=directory, record=record, metrics=metrics, config=config)
         scores = run.scores
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -174,7 +284,7 @@ def _read(directory: Path) -> Run:
         raise UserError(f"{path} cannot be read ({error}); run the training command again or {hint}.") from error
     if not record.get("complete"):
         raise UserError(f"{directory} is unfinished; start its training command again, which continues it.")
-    for split in dict.fromkeys((SPLITS[0], *scores.splits)):
+    for split in ("valid", *scores.splits):  # the test split may not be there
         if "bleu" not in scores.splits.get(split, {}):
             raise UserError(f"{path} has no bleu of the {split} split; {hint}.")
     return run

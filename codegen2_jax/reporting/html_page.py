@@ -11,9 +11,10 @@ from html import escape
 from pathlib import Path
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.reporting import evaluations, finished_runs, pretraining_runs, pretraining_sections
+from codegen2_jax.reporting import evaluations, finished_runs, pretraining_runs, pretraining_sections, studies
 from codegen2_jax.reporting.drawing import Rendered, render
-from codegen2_jax.reporting.sections import Exhibit, Report, Section, make_report
+from codegen2_jax.reporting.exhibits import Exhibit, Report, Section
+from codegen2_jax.reporting.sections import make_report
 from codegen2_jax.reporting.style import style_sheet
 from codegen2_jax.reporting.tables import Cell, Column, Estimate, Table, to_csv
 
@@ -30,7 +31,7 @@ def write(directories: Sequence[str | Path], out: str | Path) -> Path:
 
     A directory of an evaluation may stand among them, alone too; one that holds both gives both.
     """
-    report = _report_of(directories)
+    report = report_of(directories)
     place = Path(out)
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; name a directory by --out.")
@@ -51,14 +52,21 @@ def write(directories: Sequence[str | Path], out: str | Path) -> Path:
     return page
 
 
-def _report_of(directories: Sequence[str | Path]) -> Report:
-    """The content: of the runs, by their kind, and behind it of the evaluations among the directories."""
+def report_of(directories: Sequence[str | Path]) -> Report:
+    """The content: of the runs, by their kind, and behind it of the studies and evaluations among the directories."""
     measured = evaluations.load([Path(directory) for directory in directories])
+    studied = [Path(directory) for directory in directories if studies.is_study(Path(directory))]
     alone = {one.directory for one in measured if not (one.directory / finished_runs.SCORES_FILE).is_file()}
-    trained = [directory for directory in directories if Path(directory) not in alone]
-    if measured and not trained:
+    trained = [directory for directory in directories if Path(directory) not in alone.union(studied)]
+    groups = studies.load(studied)
+    if groups and not trained:
+        report = studies.make_report(groups)
+    elif measured and not trained:
         return evaluations.make_report(measured)
-    report = _report_of_runs(trained)
+    else:
+        report = _report_of_runs(trained)
+        more = studies.sections(groups) if groups else []
+        report = dataclasses.replace(report, sections=[*report.sections, *more])
     return dataclasses.replace(report, sections=[*report.sections, *evaluations.sections(measured)])
 
 
@@ -71,7 +79,7 @@ def _report_of_runs(directories: Sequence[str | Path]) -> Report:
         one, other = directories[kinds.index(True)], directories[kinds.index(False)]
         raise UserError(f"{one} is a pretraining run and {other} is none; report them apart.")
     runs = finished_runs.load(directories)
-    return make_report(runs, finished_runs.gather(runs))
+    return make_report(finished_runs.gather(runs))
 
 
 def _write_figures(folder: Path, files: dict[str, bytes]) -> None:

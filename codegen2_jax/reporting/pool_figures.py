@@ -5,6 +5,7 @@ J tasks, M keys; diagnostics hold one value per stage, the first being that afte
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -21,13 +22,15 @@ from codegen2_jax.reporting.drawing import (
     heat_map,
     legend_above,
     marker_of,
+    shaded,
 )
-from codegen2_jax.reporting.finished_runs import Run, short_names
-from codegen2_jax.reporting.tables import Column, Table
+from codegen2_jax.reporting.finished_runs import Group, Run, by_stream, short_names
+from codegen2_jax.reporting.tables import Column, Estimate, Table, estimate
 
 Found = tuple[Drawing, Table]
 
 KEY_MARKER = "D"
+MOST_TASKS = 12  # beyond, lines and numbers in cells are too many to read
 QUERY_MARKERS = tuple(marker for marker in MARKERS if marker != KEY_MARKER)
 
 
@@ -36,7 +39,7 @@ def plane(run: Run) -> Found | None:
     keys, queries, assignment = (run.diagnostic(name) for name in ("key_plane", "query_plane", "assignment"))
     if keys is None or queries is None or queries[0] is None:
         return None
-    tasks = short_names(run.scores.tasks)
+    tasks = short_names(run.tasks)
     query_B2, task_B = np.array(queries[0]["points"], np.float64), np.array(queries[0]["task"], int)
     stages = [number for number, points in enumerate(keys) if points is not None]
     owners = {stage: _owners(assignment, stage, len(keys[stage])) for stage in stages}
@@ -96,8 +99,10 @@ def usage(run: Run) -> Found | None:
     counts, assignment = run.diagnostic("key_usage"), run.diagnostic("assignment")
     if counts is None:
         return None
-    tasks = short_names(run.scores.tasks)
+    tasks = short_names(run.tasks)
     stages = [number for number, usage_JM in enumerate(counts) if usage_JM is not None]
+    if len(tasks) > MOST_TASKS:
+        return _usage_at_the_end(counts[stages[-1]], _at(assignment, stages[-1]), tasks)
     num_keys = len(counts[stages[0]][0])
     shares, rows = {}, []
     for stage in stages:
@@ -134,12 +139,83 @@ def usage(run: Run) -> Found | None:
     return Drawing(draw, 9.0, 0.4 + (0.5 + 0.22 * len(tasks)) * len(stages)), Table(columns, rows)
 
 
+def _usage_at_the_end(usage: list, assignment: list | None, tasks: list[str]) -> Found:
+    """After the last stage alone, as one picture; the table holds the keys that a task selected or owns."""
+    usage_JM = np.array(usage, np.float64)
+    share_JM = usage_JM / np.maximum(usage_JM.sum(axis=1, keepdims=True), 1.0)
+    owned_JM = np.zeros(share_JM.shape, bool) if assignment is None else np.array(assignment) > 0
+    rows = [
+        [tasks[task], int(key), float(share_JM[task, key]), int(owned_JM[task, key])]
+        for task, key in np.argwhere((share_JM > 0) | owned_JM)
+    ]
+    columns = [Column("task"), Column("key"), Column("share of selections", digits=3), Column("owned")]
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        keys = [str(key) for key in range(share_JM.shape[1])]
+        shaded(axes, share_JM / (share_JM.max() or 1.0), rows=list(tasks), columns=keys)
+        for task, owned_M in enumerate(owned_JM):
+            for first, last in _stretches(owned_M):
+                axes.plot([first - 0.5, last + 0.5], [task + 0.42] * 2, color=colour_of(1), linewidth=1.0)
+        axes.set_xlabel("key")
+        axes.set_title(f"after {len(tasks)} {tasks[-1]}")
+
+    return Drawing(draw, 9.0, min(0.8 + 0.09 * len(tasks), 9.0)), Table(columns, rows)
+
+
+def recall_by_task(groups: Sequence[Group]) -> Found | None:
+    """Own-key recall of each task after the last stage, over seeds, and what is left of it by shared keys.
+
+    A line per group; tasks stand in the order in which each run learned them.
+    """
+    shown = [group for group in groups if all(run.diagnostic("own_key_recall") for run in group.runs)]
+    if not shown:
+        return None
+    columns = [Column("study"), Column("tasks"), Column("task number"), Column("own_key_recall", "test", digits=3)]
+    rows, lines = [], {}
+    for group in shown:
+        ends = {
+            name: [_estimate(values) for values in zip(*(run.diagnostic(name)[-1] for run in group.runs), strict=True)]
+            for name in ("own_key_recall", "own_key_limit")
+            if all(run.diagnostic(name) for run in group.runs)
+        }
+        limits = ends.get("own_key_limit") or [None] * len(group.tasks)
+        named = len(shown) > len({other.name for other in shown}) or len(by_stream(shown)) > 1
+        lines[f"{group.name}, {len(group.tasks)} tasks" if named else group.name] = (ends["own_key_recall"], limits)
+        for number, (found, limit) in enumerate(zip(ends["own_key_recall"], limits, strict=True), start=1):
+            rows.append([group.name, len(group.tasks), number, found, limit and limit.mean])
+    columns.append(Column("own_key_limit", digits=3))
+
+    def draw(figure):
+        axes = figure.add_subplot()
+        for number, (name, (found, limits)) in enumerate(lines.items()):
+            for cells, style in (
+                (found, {"linewidth": 1.2, "marker": marker_of(number), "markersize": 4, "label": name}),
+                (limits, {"linestyle": ":", "linewidth": 1.2}),
+            ):
+                points = [(task, cell) for task, cell in enumerate(cells, start=1) if cell is not None]
+                if points:
+                    half = [cell.half_width or 0.0 for _, cell in points]
+                    axes.errorbar(
+                        [task for task, _ in points], [cell.mean for _, cell in points],
+                        yerr=half if any(half) else None, capsize=2, color=colour_of(number), **style,
+                    )  # fmt: skip
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_xlabel("task, in the order of learning")
+        axes.set_ylabel("own-key recall, test")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        grid(axes)
+        legend_above(figure, axes, columns=2)
+
+    return Drawing(draw, 9.0, 3.4), Table(columns, rows)
+
+
 def recall(run: Run) -> Found | None:
     """Own-key recall of each task after each stage, and what is left when later owners take the shared keys."""
     values, limits = run.diagnostic("own_key_recall"), run.diagnostic("own_key_limit")
     if values is None:
         return None
-    names, tasks = run.scores.tasks, short_names(run.scores.tasks)
+    names, tasks = run.tasks, short_names(run.tasks)
     columns = [Column("stage"), Column("figure")]
     columns += [Column(short, "", name) for short, name in zip(tasks, names, strict=True)]
     rows, recall_SJ = [], np.full((len(tasks), len(tasks)), np.nan)
@@ -151,6 +227,16 @@ def recall(run: Run) -> Found | None:
                 target_SJ[stage] = [math.nan if cell is None else cell for cell in cells]
                 rows.append([f"after {stage + 1} {tasks[stage]}", name, *cells])
     has_limit = bool((limit_SJ < 1.0).any())
+    if len(tasks) > MOST_TASKS:
+
+        def draw_all(figure):
+            axes = figure.add_subplot()
+            numbers = [str(number) for number in range(1, len(tasks) + 1)]
+            shaded(axes, recall_SJ, rows=numbers, columns=numbers)
+            axes.set_xlabel("task, the stronger the more of its keys are found")
+            axes.set_ylabel("after stage")
+
+        return Drawing(draw_all, 5.4, 4.2), Table(columns, rows)
 
     def draw(figure):
         axes = figure.add_subplot()
@@ -176,10 +262,18 @@ def separation(run: Run) -> Found | None:
     cosines = run.diagnostic("query_cosine")
     if cosines is None:
         return None
-    names, tasks = run.scores.tasks, short_names(run.scores.tasks)
+    names, tasks = run.tasks, short_names(run.tasks)
     cosine_JJ = [[_finite(value) for value in row] for row in cosines[-1]]
     columns = [Column("task"), *(Column(short, "", name, digits=3) for short, name in zip(tasks, names, strict=True))]
     cells = [[(math.nan, EMPTY) if v is None else (v, f"{v:.2f}") for v in row] for row in cosine_JJ]
+
+    def draw_all(figure):
+        axes = figure.add_subplot()
+        number_JJ = np.array(cosine_JJ, np.float64)
+        largest = max(float(np.nanmax(number_JJ)), 1e-6)
+        shaded(axes, number_JJ / largest, rows=list(tasks), columns=list(tasks))
+        axes.tick_params(axis="x", labelrotation=90)
+        axes.set_xlabel(f"the strongest shade is a cosine of {largest:.2f}")
 
     def draw(figure):
         axes = figure.add_subplot()
@@ -187,7 +281,13 @@ def separation(run: Run) -> Found | None:
         axes.add_patch(Rectangle((-0.5, -0.5), len(tasks), len(tasks), facecolor="none", edgecolor=LINE, linewidth=0.8))
 
     table = Table(columns, [[name, *row] for name, row in zip(tasks, cosine_JJ, strict=True)])
+    if len(tasks) > MOST_TASKS:
+        return Drawing(draw_all, 5.4, 4.6), table
     return Drawing(draw, max(3.6, 1.2 + 0.85 * len(tasks)), 0.5 + 0.4 * len(tasks)), table
+
+
+def _estimate(values: Sequence[float | None]) -> Estimate | None:
+    return None if None in values else estimate(values)
 
 
 def _owners(assignment: list | None, stage: int, num_keys: int) -> list[int | None]:

@@ -130,7 +130,7 @@ def _names(places: Sequence[Path]) -> list[str]:
 
 
 def _curve(pairs: Iterable[tuple[dict, Any]]) -> Curve:
-    """Without what is no number or not finite (JSON has no word for it, so the log holds a text)."""
+    """Without what is no number or not finite (JSON has no word for it, so the log holds null, once a text)."""
     numbers = ((line["step"], value) for line, value in pairs if isinstance(value, int | float))
     return [(step, float(value)) for step, value in numbers if math.isfinite(value)]
 

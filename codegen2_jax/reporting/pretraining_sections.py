@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from codegen2_jax.reporting.drawing import Drawing, colour_of, dashes_of, grid, legend_above, marker_of
+from codegen2_jax.reporting.exhibits import Exhibit, Report, Section
 from codegen2_jax.reporting.pretraining_runs import QUANTITIES, Curve, PretrainingRun
-from codegen2_jax.reporting.sections import Exhibit, Report, Section
 from codegen2_jax.reporting.tables import Column, Table
 
 Panels = Mapping[str, Sequence[Curve]]

@@ -1,97 +1,101 @@
-"""What a report says, in order: sections with their words, figures and tables. No HTML here, see `report_page`."""
+"""What a report says, in order: sections with their words, figures and tables. No HTML here, see `html_page`."""
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from codegen2_jax.reporting import ceilings, figures, paper_table, pool_figures, tables
-from codegen2_jax.reporting.drawing import Drawing
+from codegen2_jax.reporting import ceilings, figures, paper_table, series, series_sections, settings, tables
+from codegen2_jax.reporting.exhibits import Exhibit, Report, Section
 from codegen2_jax.reporting.findings import main_findings
-from codegen2_jax.reporting.finished_runs import SPLITS, Group, Run, ceiling, short_names
+from codegen2_jax.reporting.finished_runs import (
+    SPLITS,
+    Group,
+    Run,
+    by_stream,
+    ceiling,
+    scored_split,
+    short_names,
+    slug,
+)
+from codegen2_jax.reporting.pool_sections import pools
 from codegen2_jax.reporting.tables import Column, Table
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Exhibit:
-    """A figure with its numbers, or a table that stands alone (`drawing` None). `name` is also its file's."""
-
-    name: str
-    title: str
-    caption: str
-    table: Table
-    drawing: Drawing | None = None
-    alt: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Section:
-    """`parts`: paragraphs (str), links (text, address), headings ("#" first) and exhibits, in order."""
-
-    name: str
-    title: str
-    parts: Sequence[str | tuple[str, str] | Exhibit]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """A whole page: names are those of what it compares, facts stand under its title, findings before its sections.
-
-    source: the files that it was drawn from.
-    """
-
-    title: str
-    names: Sequence[str]
-    lead: str
-    facts: Mapping[str, str]
-    findings: Sequence[str]
-    sections: Sequence[Section]
-    source: str = "scores.json and metrics.jsonl"
-
-
-def make_report(runs: Sequence[Run], groups: Sequence[Group]) -> Report:
+def make_report(groups: Sequence[Group]) -> Report:
     """The page of continual runs."""
-    tasks = runs[0].scores.tasks
+    runs, streams = [run for group in groups for run in group.runs], by_stream(groups)
+    tasks = streams[0][0].tasks
+    lengths = sorted({len(alike[0].tasks) for alike in streams})
+    count = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else len(tasks)
+    findings = [main_findings(alike) for alike in streams]
+    if len(streams) > 1:
+        names = map(_stream_name, streams)
+        findings = [[f"{name}: {text}" for text in found] for name, found in zip(names, findings, strict=True)]
     models = sorted({str(run.record.get("init_from", "not stored")) for run in runs})
     decodings = sorted({str(run.record.get("decoding", "not stored")) for run in runs})
     examples = runs[0].record.get("eval_examples")
     return Report(
-        title=f"Learning {len(tasks)} tasks one after another" if len(tasks) > 1 else f"Learning {tasks[0]}",
+        title=f"Learning {count} tasks one after another" if len(tasks) > 1 else f"Learning {tasks[0]}",
         names=[group.name for group in groups],
         lead="Continual learning of code language models: what each method knows after the last task, what it lost on "
         "the way, and what it cost.",
         facts={
-            "Tasks, in order": " \N{RIGHTWARDS ARROW} ".join(tasks),
-            "Methods": ", ".join(group.name for group in groups),
+            "Tasks, in order": "; ".join(" \N{RIGHTWARDS ARROW} ".join(alike[0].tasks) for alike in streams),
+            "Methods": ", ".join(dict.fromkeys(group.name for group in groups)),
             "Runs": str(len(runs)),
             "Initial weights": ", ".join(models),
             "Decoding": ", ".join(decodings),
             "Scored of each split": "all examples" if examples is None else f"{examples} examples",
         },
-        findings=main_findings(groups),
-        sections=make_sections(runs, groups),
+        findings=[text for found in findings for text in found],
+        sections=make_sections(groups),
     )
 
 
-def make_sections(runs: Sequence[Run], groups: Sequence[Group]) -> list[Section]:
-    """All sections; the paper's table only where the runs learned its stream."""
-    paper = [_paper(groups)] if paper_table.belongs(groups) else []
-    return [_methods(groups), *paper, *_ceilings(runs), _matrices(runs, groups), _forget(groups)] + [
-        _curves(groups),
-        _cost(groups),
-        _pools(runs),
-        _runs(runs),
-    ]
+def make_sections(groups: Sequence[Group]) -> list[Section]:
+    """All sections; the paper's table only where the runs learned its stream, curves only where something varies.
+
+    Where the runs learned different tasks, each set of tasks has its own tables and figures.
+    """
+    runs, streams = [run for group in groups for run in group.runs], by_stream(groups)
+    paper = [_paper(alike) for alike in streams if paper_table.belongs(alike)]
+    buffers = [_each(series_sections.buffers, streams)] if any(map(series.by_buffer, streams)) else []
+    lengths = [series_sections.lengths(groups)] if series.by_tasks(groups) else []
+    parts = [_each(build, streams) for build in (_matrices, _forget, _curves, _cost)]
+    return [_each(_methods, streams), *paper, *_ceilings(runs), *buffers, *lengths, *parts, pools(runs), _runs(groups)]
+
+
+def _each(build: Callable[[Sequence[Group]], Section], streams: Sequence[Sequence[Group]]) -> Section:
+    """The section of every set of tasks, as one section."""
+    sections = [build(alike) for alike in streams]
+    if len(sections) == 1:
+        return sections[0]
+    parts: list = []
+    for number, (alike, section) in enumerate(zip(streams, sections, strict=True), start=1):
+        if section.parts:
+            parts.append(f"# {_stream_name(alike)}")
+        for part in section.parts:
+            is_exhibit = isinstance(part, Exhibit)
+            parts.append(dataclasses.replace(part, name=f"stream{number}_{part.name}") if is_exhibit else part)
+    return dataclasses.replace(sections[0], parts=parts)
+
+
+def _stream_name(groups: Sequence[Group]) -> str:
+    tasks = groups[0].tasks
+    return f"{len(tasks)} task{'s' * (len(tasks) > 1)} ({', '.join(short_names(tasks))})"
 
 
 def _methods(groups: Sequence[Group]) -> Section:
-    first = groups[0].runs[0]
+    first, split = groups[0].runs[0], scored_split(groups)
     table = tables.methods(groups)
     words = [
         "Scores after the last task. Read every row against copy (the input given back as the output) and constant "
         "(the most frequent target of each task): a method that is not above them has learned nothing that BLEU shows.",
     ]
     if any(len(group.runs) > 1 for group in groups):
-        words.append("Several seeds: the mean, and after \N{PLUS-MINUS SIGN} half the 95 % interval by Student's t.")
+        orders = len({run.tasks for group in groups for run in group.runs})
+        several = "Several seeds" if orders == 1 else f"Several seeds and {orders} orders of the tasks"
+        words.append(f"{several}: the mean, and after \N{PLUS-MINUS SIGN} half the 95 % interval by Student's t.")
     notes = [
         f"BLEU: {tables.scorers_text(first, 'bleu')}.",
         "forget_paper_bleu: mean over all but the last task of its best valid score from the stage that learned it to "
@@ -101,13 +105,13 @@ def _methods(groups: Sequence[Group]) -> Section:
                if task in first.scores.leave_out]  # fmt: skip
     if removed:
         notes.append(f"A second average leaves out {', '.join(removed)}, where BLEU says little beside copying.")
-    top = ceiling(groups, first.last_split, "bleu")
+    top = ceiling(groups, split, "bleu")
     if top is None:
         notes.append(
             "copy_normalised_bleu needs the scores of individual finetuning as its ceiling: give such a run too."
         )
     else:
-        flat = tables.without_headroom(first, top)
+        flat = tables.without_headroom(first, top, split)
         notes.append(
             "copy_normalised_bleu: 0 is copying, 1 is individual finetuning, mean over tasks"
             + (f"; without headroom, and so left out: {', '.join(flat)}." if flat else ".")
@@ -127,14 +131,6 @@ def _ceilings(runs: Sequence[Run]) -> list[Section]:
 
 
 def _paper(groups: Sequence[Group]) -> Section:
-    differences = paper_table.differences(groups)
-    if differences:
-        verdict = f"Not comparable with the rows above: {'; '.join(differences)}."
-    else:
-        verdict = (
-            "Copying the input scores the same here as on the paper's files, all examples were scored and the beam is "
-            "the paper's: nothing in the result files speaks against a comparison. Models may still differ."
-        )
     exhibit = Exhibit(
         name="paper_table_1",
         title="Numbers of the paper",
@@ -143,10 +139,11 @@ def _paper(groups: Sequence[Group]) -> Section:
         table=paper_table.table(),
     )
     link = ("Table 1 of arXiv 2307.02435, Exploring Continual Learning for Code Generation Models", paper_table.SOURCE)
-    return Section(name="paper", title="The paper's Table 1", parts=[verdict, link, exhibit])
+    return Section(name="paper", title="The paper's Table 1", parts=[paper_table.verdict(groups), link, exhibit])
 
 
-def _matrices(runs: Sequence[Run], groups: Sequence[Group]) -> Section:
+def _matrices(groups: Sequence[Group]) -> Section:
+    runs = [run for group in groups for run in group.runs]
     parts: list = [
         "Rows are stages, from before training to after the last task; columns are tasks. Shades are relative to the "
         f"largest value of a column, at least {figures.LEAST_SCALE:g} points; \N{EN DASH} marks a cell that was not "
@@ -218,7 +215,7 @@ def _cost(groups: Sequence[Group]) -> Section:
     drawing = figures.cost(table)
     exhibit = Exhibit(
         name="score_against_cost",
-        title=f"Average {groups[0].runs[0].last_split} BLEU against cost",
+        title=f"Average {scored_split(groups)} BLEU against cost",
         caption="Wall time is the whole run's, scoring included, on whatever machine it had; the dashed line is copy.",
         table=table,
         drawing=drawing,
@@ -227,75 +224,8 @@ def _cost(groups: Sequence[Group]) -> Section:
     return Section(name="cost", title="Score against cost", parts=[exhibit])
 
 
-def _pools(runs: Sequence[Run]) -> Section:
-    parts: list = []
-    pools = [run for run in runs if run.diagnostic("key_usage") is not None]
-    others = [run.name for run in runs if run not in pools]
-    if others:
-        parts.append(f"No prompt pool, and so nothing here, in {'; '.join(others)}.")
-    for run in pools:
-        parts.append(f"# {run.name}")
-        for name, (draw, title, caption, alt, reason) in POOL.items():
-            found = draw(run)
-            if found is None:
-                parts.append(f"{title}: left out, {reason}.")
-                continue
-            drawing, table = found
-            if name == "query_cosine":
-                caption += _nearest_mean(run)
-            parts.append(
-                Exhibit(
-                    name=f"{slug(run, runs)}_{name}", title=title, caption=caption, table=table, drawing=drawing,
-                    alt=f"{alt} {run.name}.",
-                )
-            )  # fmt: skip
-    return Section(name="pool", title="The prompt pool", parts=parts)
-
-
-POOL = {
-    "plane": (
-        pool_figures.plane,
-        "Keys and queries in a plane",
-        "Small points are queries of scored inputs; diamonds are keys, in the colour of the task that owns them, grey "
-        "when several or none do, hollow until that task begins. The axes are the principal axes of the queries, "
-        "fitted once.",
-        "Scatter plot of queries and keys after each stage of",
-        "as the scores.json of this run holds no key_plane and query_plane; runs of this version write them",
-    ),
-    "key_usage": (
-        pool_figures.usage,
-        "Who uses which key",
-        "Share of each task's selections (scored inputs, task unknown) that falls on each key, after each stage: the "
-        "stronger, the more. A line under a cell says that the task owns the key.",
-        "Heat map of keys by tasks after each stage of",
-        "as there is no key_usage",
-    ),
-    "own_key_recall": (
-        pool_figures.recall,
-        "Own keys found again",
-        "own_key_recall: the share of a task's keys (of k, if it owns more) among those that its inputs "
-        "choose. Dotted, where it is below 1: what is left when later owners take every shared key.",
-        "Lines of own-key recall by stage for each task of",
-        "as every key belongs to every task, so that none can be found again",
-    ),
-    "query_cosine": (
-        pool_figures.separation,
-        "How far apart the queries lie",
-        "Mean cosine of pairs of queries, within a task on the diagonal and between tasks off it.",
-        "Matrix of mean cosines between queries of tasks of",
-        "as there is no query_cosine",
-    ),
-}
-
-
-def _nearest_mean(run: Run) -> str:
-    values = run.diagnostic("nearest_mean_accuracy")
-    if values is None or values[-1] is None:
-        return ""
-    return f" The nearest task mean is the right one for {100 * values[-1]:.0f} % of the queries."
-
-
-def _runs(runs: Sequence[Run]) -> Section:
+def _runs(groups: Sequence[Group]) -> Section:
+    runs = [run for group in groups for run in group.runs]
     names = {
         "seed": "seed",
         "walk": "walk",
@@ -312,9 +242,12 @@ def _runs(runs: Sequence[Run]) -> Section:
         if values[4] is None:
             values[4] = "all"
         shown = [("yes" if value else "no") if isinstance(value, bool) else value for value in values]
-        rows.append([run.method, run.directory.resolve().name, *shown, str(run.record.get("config_digest", ""))[:12]])
+        digest = str(run.record.get("config_digest", ""))[:12]
+        rows.append([run.label or run.method, run.directory.resolve().name, *shown, digest])
     versions = sorted({_versions(run) for run in runs} - {""})
-    words = [f"Data digest {str(runs[0].record.get('data_digest', 'not stored'))[:12]}, the same for all runs."]
+    data = dict.fromkeys(str(run.record.get("data_digest", "not stored"))[:12] for run in runs)
+    same = ", the same for all runs" if len(data) == 1 else " of the streams and orders"
+    words = [f"Data digest {', '.join(data)}{same}."]
     words += [f"Versions: {text}." for text in versions]
     caption = "As scores.json has it."
     return Section(
@@ -323,21 +256,26 @@ def _runs(runs: Sequence[Run]) -> Section:
         parts=[
             *words,
             Exhibit(name="runs", title="Where the numbers come from", caption=caption, table=Table(columns, rows)),
+            *_settings(groups),
         ],
     )
 
 
+def _settings(groups: Sequence[Group]) -> list[Exhibit]:
+    """All differences between the groups of a method, where a method has several on one stream."""
+    exhibits = []
+    for alike in settings.gathered(groups, lambda group: [group.method, sorted(group.tasks)]):
+        found = settings.differences([group.settings for group in alike])
+        if found:
+            columns = zip(*found.values(), strict=True)
+            rows = [[group.name, *map(settings.short, row)] for group, row in zip(alike, columns, strict=True)]
+            name = re.sub(r"[^a-z0-9]+", "_", f"settings_{alike[0].method}_{len(exhibits) + 1}".lower())
+            table = Table([Column("run"), *map(Column, found)], rows)
+            title = f"In what the runs of {alike[0].method} differ"
+            caption = "As scores.json and config.gin have it; seeds and orders of tasks apart."
+            exhibits.append(Exhibit(name=name, title=title, caption=caption, table=table))
+    return exhibits
+
+
 def _versions(run: Run) -> str:
     return ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items())
-
-
-def slug(run: Run, runs: Sequence[Run]) -> str:
-    """A file name for a run: method and seed, with a number where another run has the same."""
-
-    def plain(other: Run) -> str:
-        return re.sub(r"[^a-z0-9]+", "_", f"{other.method}_seed{other.seed}".lower()).strip("_")
-
-    same = [other for other in runs if plain(other) == plain(run)]
-    return (
-        plain(run) if len(same) == 1 else f"{plain(run)}_{1 + next(n for n, other in enumerate(same) if other is run)}"
-    )

@@ -1,36 +1,38 @@
 """What the runs of a sweep say together: means over seeds and orders with 95 % intervals, as a table and as files."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codegen2_jax import json_files
 from codegen2_jax.continual.sweep import Cell
 from codegen2_jax.reporting.tables import Column, Estimate, Table, estimate, to_csv
 
-REPEATED = ("SEED", "STREAM")  # what a mean is formed over; other settings have a row of their own each
 SHOWN = (("test", "average_bleu"), ("test", "average_exact_match"), ("valid", "forget_paper_bleu"))
 OF_VALID = tuple(("valid", name) for _, name in SHOWN)  # where test was not scored (EVAL_SPLITS)
 MOST_SHOWN = 4  # figures of runs that have none of those
 
 
-def write(cells: Sequence[Cell], place: Path) -> str:
-    """Writes sweep.json (every figure) and sweep.csv (the table) into `place`; returns the table as text."""
+def write(cells: Sequence[Cell], place: Path, failed: Mapping[int, str]) -> str:
+    """Writes sweep.json (every figure) and sweep.csv (the table) into `place`; returns the table as text.
+
+    failed: {number of a cell: why it has no result}.
+    """
     groups = _groups(cells)
     figures = {name: _figures(records) for name, records in groups.items()}
     place.mkdir(parents=True, exist_ok=True)
     content = {
         "runs": [
             {"settings": cell.settings, "directory": str(cell.directory), "config_digest": cell.digest,
-             "complete": cell.record() is not None}
-            for cell in cells
+             "complete": cell.record() is not None, "error": failed.get(number)}
+            for number, cell in enumerate(cells)
         ],
         "groups": [
             {"settings": dict(name), "runs": len(records), "figures": figures[name]}
             for name, records in groups.items()
         ],
     }  # fmt: skip
-    (place / "sweep.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    json_files.write(place / "sweep.json", content)
     table = _table(groups, figures)
     (place / "sweep.csv").write_text(to_csv(table), encoding="utf-8")
     return "\n".join([*_lines(table), f"wrote {place / 'sweep.json'} and {place / 'sweep.csv'}"])
@@ -40,7 +42,7 @@ def _groups(cells: Sequence[Cell]) -> dict[tuple, list[dict]]:
     """{settings that are no repetition: records of the complete runs}, in the order of the sweep."""
     groups: dict[tuple, list[dict]] = {}
     for cell in cells:
-        name = tuple((macro, value) for macro, value in cell.settings.items() if macro not in REPEATED)
+        name = tuple((macro, value) for macro, value in cell.settings.items() if macro not in cell.repetitions)
         record = cell.record()
         groups.setdefault(name, []).extend([record] if record is not None else [])
     return groups
@@ -69,7 +71,9 @@ def _table(groups: dict[tuple, list[dict]], figures: dict[tuple, dict]) -> Table
     wanted = SHOWN if "test" in {split for split, _ in there} else OF_VALID
     shown = [one for one in wanted if one in there] or list(dict.fromkeys(there))[:MOST_SHOWN]
     columns = [*(Column(macro) for macro in macros), Column("runs")]
-    columns += [Column(name, split, f"{name} ({split})") for split, name in shown]
+    columns += [
+        Column(name, split, f"{name} ({split})", digits=2 if (split, name) in SHOWN else 3) for split, name in shown
+    ]
     rows = []
     for name, records in groups.items():
         row: list[Any] = [*(value for _, value in name), len(records)]
@@ -82,15 +86,17 @@ def _table(groups: dict[tuple, list[dict]], figures: dict[tuple, dict]) -> Table
 
 def _lines(table: Table) -> list[str]:
     cells = [[column.csv_name for column in table.columns]]
-    cells += [[_text(cell) for cell in row] for row in table.rows]
+    cells += [
+        [_text(cell, column.digits) for cell, column in zip(row, table.columns, strict=True)] for row in table.rows
+    ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(table.columns))]
     return ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
 
 
-def _text(cell: Any) -> str:
+def _text(cell: Any, digits: int) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, Estimate):
-        half = "" if cell.half_width is None else f" +- {cell.half_width:.2f}"
-        return f"{cell.mean:.2f}{half}"
+        half = "" if cell.half_width is None else f" +- {cell.half_width:.{digits}f}"
+        return f"{cell.mean:.{digits}f}{half}"
     return str(cell)

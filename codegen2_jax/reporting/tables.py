@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from codegen2_jax.continual.scores import copy_normalised, copy_normalised_per_task, forget_paper_per_task
-from codegen2_jax.reporting.finished_runs import Group, Run, baseline, ceiling, short_names
+from codegen2_jax.reporting.finished_runs import Group, Run, baseline, ceiling, scored_split, short_names
 
 CONFIDENCE = 0.95
 
@@ -109,13 +109,12 @@ def scorers_text(run: Run, metric: str) -> str:
 
 
 def methods(groups: Sequence[Group]) -> Table:
-    """One row per method and the reference rows: individual finetuning, before training, copy, constant."""
-    first = groups[0].runs[0]
+    """One row per group and the reference rows: individual finetuning, before training, copy, constant."""
+    first, split = groups[0].runs[0], scored_split(groups)
     tasks, short = first.scores.tasks, short_names(first.scores.tasks)
     without = first.scores.leave_out
     rest = [number for number, task in enumerate(tasks) if task not in without]
     removed = ", ".join(name for name, task in zip(short, tasks, strict=True) if task in without)
-    split = first.last_split
     top = ceiling(groups, split, "bleu")
     copied = baseline(first, "copy", split, "bleu")
     bleu, scorers = scorer_names(first, "bleu"), scorers_text(first, "bleu")
@@ -128,17 +127,21 @@ def methods(groups: Sequence[Group]) -> Table:
     columns += [Column("average", f"{split} bleu", f"average_bleu ({split})")]
     if without and rest:
         columns += [
-            Column(f"average without {removed}", f"{split} bleu", f"average_without_{'_'.join(without)}_bleu ({split})")
+            Column(
+                f"average without {removed}", f"{split} bleu", f"average_without_{'_'.join(without)}_bleu ({split})"
+            )
         ]
     columns += [
         Column("exact match", f"{split} average", f"average_exact_match ({split})"),
         Column("forget_paper_bleu", "valid", f"forget_paper_bleu (valid; {scorers})"),
-        Column("copy_normalised_bleu", f"{split}, vs individual", f"copy_normalised_vs_individual_bleu ({split})"),
+        Column(
+            "copy_normalised_bleu", f"{split}, vs individual", f"copy_normalised_vs_individual_bleu ({split})"
+        ),
         Column("trained parameters"),
         Column("prompt tokens"),
         Column("examples seen"),
         Column("wall minutes", digits=1),
-        Column("seeds"),
+        Column("runs" if any(run.order for group in groups for run in group.runs) else "seeds"),
     ]
 
     def scores_of(bleu_RJ: np.ndarray, match_RJ: np.ndarray | None, forgotten_R: Sequence[float]) -> list[Cell]:
@@ -160,16 +163,15 @@ def methods(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         forgotten = [] if group.is_individual else [_forget(run) for run in group.runs]
-        match = _finals(group, "exact_match")
+        match = _finals(group, "exact_match", split, tasks)
         cost = [_cost(group, name) for name in ("trainable_parameters", "prompt_tokens", "train_examples_seen")]
         minutes = estimate([seconds / 60 for seconds in _costs(group, "wall_seconds")])
-        numbers = scores_of(_finals(group, "bleu"), match, forgotten)
+        numbers = scores_of(_finals(group, "bleu", split, tasks), match, forgotten)
         rows.append([group.name, *numbers, *cost, minutes, len(group.runs)])
-    references = [reference("individual", "individual")] if _stored_individual(groups) else []
+    references = [reference("individual", "individual")] if _stored_individual(groups, split) else []
     for name, run in _starts(groups).items():
-        bleu_J, match_J = (
-            run.scores.splits[split].get(m, np.full((1, 1), np.nan))[0] for m in ("bleu", "exact_match")
-        )
+        start = {name: run.in_order(score_SJ[0], tasks) for name, score_SJ in run.scores.splits[split].items()}
+        bleu_J, match_J = (start.get(metric, np.full(1, np.nan)) for metric in ("bleu", "exact_match"))
         references.append([name, *scores_of(bleu_J[None], match_J[None], []), *[None] * 5])
     references += [reference("copy", "copy"), reference("constant", "constant")]
     return Table(columns, rows + references, frozenset(range(len(rows), len(rows) + len(references))))
@@ -191,7 +193,7 @@ def matrix(run: Run, groups: Sequence[Group], *, split: str, metric: str) -> Tab
     for name in ("copy", "constant"):
         row = baseline(run, name, split, metric)
         lines.append((name, row) if row is not None else (f"{name} (not computed)", np.full(len(short), np.nan)))
-    top = ceiling(groups, split, metric)
+    top = ceiling(groups, split, metric, run.tasks)
     if top is not None:
         lines.append(("individual", top))
     rows = [[label, *map(_number, row), _number(np.mean(row))] for label, row in lines]
@@ -199,50 +201,64 @@ def matrix(run: Run, groups: Sequence[Group], *, split: str, metric: str) -> Tab
 
 
 def forget_by_task(groups: Sequence[Group]) -> Table:
-    """The terms of forget_paper_bleu on the valid split: a row per method, a column per task but the last, the mean."""
+    """The terms of forget_paper_bleu on the valid split: a row per group, a column per task, the mean.
+
+    The last task of a run has no term; a task that is last in every order has no column.
+    """
     first = groups[0].runs[0]
-    tasks, scorers = first.scores.tasks[:-1], scorer_names(first, "bleu")
+    sequential = [run for group in groups if not group.is_individual for run in group.runs]
+    kept = [any(task in run.tasks[:-1] for run in sequential) for task in first.tasks]
+    tasks = [task for task, is_kept in zip(first.tasks, kept, strict=True) if is_kept]
+    named, all_scorers = short_names(first.tasks), scorer_names(first, "bleu")
+    short = [named[first.tasks.index(task)] for task in tasks]
+    scorers = [all_scorers[first.tasks.index(task)] for task in tasks]
     columns = [Column("method")]
     columns += [
         Column(name, f"valid {scorer}", f"forget_paper_bleu term of {task} (valid; {scorer})")
-        for name, task, scorer in zip(short_names(first.scores.tasks), tasks, scorers, strict=False)
+        for name, task, scorer in zip(short, tasks, scorers, strict=True)
     ]
     columns.append(Column("mean", "forget_paper_bleu, valid", "forget_paper_bleu (valid)"))
     rows = []
     for group in groups:
         if not group.is_individual:
-            drop_RJ = np.array([forget_paper_per_task(run.scores.splits["valid"]["bleu"]) for run in group.runs])
-            rows.append(
-                [group.name, *(estimate(drop_R) for drop_R in drop_RJ.T), estimate([*map(_forget, group.runs)])]
-            )
+            terms: dict[str, list[float]] = {task: [] for task in first.tasks}
+            for run in group.runs:
+                drops = forget_paper_per_task(run.scores.splits["valid"]["bleu"])
+                for task, drop in zip(run.tasks, drops, strict=False):
+                    terms[task].append(drop)
+            rows.append([group.name, *(estimate(terms[task]) for task in tasks), forget_paper_of(group)])
     return Table(columns, rows)
 
 
-def final_average(group: Group) -> Estimate | None:
+def final_average(group: Group, split: str) -> Estimate | None:
     """The average BLEU at the end, over seeds."""
-    return estimate(_finals(group, "bleu").mean(axis=1))
+    return estimate(_finals(group, "bleu", split, group.tasks).mean(axis=1))
+
+
+def forget_paper_of(group: Group) -> Estimate | None:
+    """forget_paper_bleu on the valid split, over seeds; None for individual runs and single tasks."""
+    return None if group.is_individual else estimate([*map(_forget, group.runs)])
 
 
 def cost_against_score(groups: Sequence[Group]) -> Table:
-    """Average BLEU with what it took."""
-    names = ("average", "wall minutes", "trained parameters")
-    split = groups[0].runs[0].last_split
+    """Average test BLEU with what it took."""
+    names, split = ("average", "wall minutes", "trained parameters"), scored_split(groups)
     columns = [Column("method"), Column(names[0], f"{split} bleu"), Column(names[1], digits=1), Column(names[2])]
     rows = []
     for group in groups:
         minutes = estimate([seconds / 60 for seconds in _costs(group, "wall_seconds")])
-        rows.append([group.name, final_average(group), minutes, _cost(group, "trainable_parameters")])
+        rows.append([group.name, final_average(group, split), minutes, _cost(group, "trainable_parameters")])
     copied = baseline(groups[0].runs[0], "copy", split, "bleu")
     if copied is not None:
         rows.append(["copy", _number(copied.mean()), None, None])
     return Table(columns, rows, frozenset({len(rows) - 1} if copied is not None else ()))
 
 
-def _finals(group: Group, metric: str) -> np.ndarray | None:
+def _finals(group: Group, metric: str, split: str, tasks: Sequence[str]) -> np.ndarray | None:
     """score_RJ of a group's runs at the end, None where they lack the metric."""
-    if any(metric not in run.scores.splits[run.last_split] for run in group.runs):
+    if any(metric not in run.scores.splits[split] for run in group.runs):
         return None
-    return np.array([run.final(run.last_split, metric) for run in group.runs])
+    return np.array([run.final(split, metric, tasks) for run in group.runs])
 
 
 def _forget(run: Run) -> float:
@@ -261,9 +277,9 @@ def _normalised(bleu_RJ: np.ndarray, top_J: np.ndarray, copied_J: np.ndarray) ->
     return found
 
 
-def without_headroom(run: Run, top_J: np.ndarray) -> list[str]:
+def without_headroom(run: Run, top_J: np.ndarray, split: str) -> list[str]:
     """Tasks that copy_normalised leaves out: their ceiling is less than a point above copying."""
-    copied_J = baseline(run, "copy", run.last_split, "bleu")
+    copied_J = baseline(run, "copy", split, "bleu")
     if copied_J is None:
         return []
     normalised_J = copy_normalised_per_task(np.tile(top_J, (len(top_J) + 1, 1)), top_J, copied_J)
@@ -271,9 +287,8 @@ def without_headroom(run: Run, top_J: np.ndarray) -> list[str]:
     return [name for name, value in zip(names, normalised_J, strict=True) if np.isnan(value)]
 
 
-def _stored_individual(groups: Sequence[Group]) -> bool:
-    first = groups[0].runs[0]
-    stored = baseline(first, "individual", first.last_split, "bleu") is not None
+def _stored_individual(groups: Sequence[Group], split: str) -> bool:
+    stored = baseline(groups[0].runs[0], "individual", split, "bleu") is not None
     return stored and not any(group.is_individual for group in groups)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codegen2_jax import processes
+from codegen2_jax import json_files, processes
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
@@ -174,7 +173,7 @@ class Pretraining:
             return
         config, vocabulary = loaded.model.config, loaded.vocabulary_directory
         huggingface.save(target, config, params, dtype=self.export_dtype, vocabulary=vocabulary)
-        (target / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
+        json_files.write(target / "pretraining.json", record)
 
     def built_for(self, devices: Sequence[jax.Device], **changes: Any) -> Built:
         """The step that `run` would run, for these devices; changes: fields of the model's configuration."""

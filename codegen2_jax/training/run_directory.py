@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 
-from codegen2_jax import __version__
+from codegen2_jax import __version__, json_files
 from codegen2_jax.errors import UserError
 
 CONFIG_FILE = "config.gin"
 LOCK_FILE = ".running"
 SCORES_FILE = "scores.json"
+RETRIEVAL_FILE = "retrieval.json"  # of a run that trained no language model
 
 
 def _comparable(config_text: str) -> list[str]:
@@ -56,21 +57,20 @@ def write_config(directory: Path, config_text: str) -> None:
 
 
 def finished(directory: Path, digest: str) -> dict[str, Any] | None:
-    """The contents of scores.json when the run of this configuration is complete, else None."""
-    path = directory / SCORES_FILE
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return record if record.get("complete") and record.get("config_digest") == digest else None
+    """The contents of the result file when the run of this configuration is complete, else None."""
+    for path in (directory / SCORES_FILE, directory / RETRIEVAL_FILE):
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record.get("complete") and record.get("config_digest") == digest:
+                return record
+    return None
 
 
 def write_scores(directory: Path, record: Mapping[str, Any]) -> None:
     """Writes scores.json, on process 0; a kill leaves the old file or the new one."""
     if jax.process_index() != 0:
         return
-    temporary = directory / f"{SCORES_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(directory / SCORES_FILE)
+    json_files.write(directory / SCORES_FILE, record)
 
 
 def versions() -> dict[str, str]:

@@ -5,13 +5,14 @@ read. A resumed run leaves the same metrics.jsonl as one that was never stopped,
 """
 
 import json
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from codegen2_jax import json_files
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -84,8 +85,8 @@ class Tracker:
 
         Args:
             step: of the whole run, so that it grows.
-            values: name -> number (Python, NumPy or a JAX scalar). NaN and infinities are written as strings "nan",
-                "inf", which JSON lacks and `float` reads.
+            values: name -> number (Python, NumPy or a JAX scalar). NaN and infinities, which JSON lacks, are
+                written as null.
             labels: what the numbers belong to, such as stage="1", split="valid"; part of the TensorBoard name.
         """
         if not self._writes:
@@ -98,12 +99,12 @@ class Tracker:
             return
         if self._file is None:
             self._file = (self._directory / METRICS_FILE).open("a", encoding="utf-8")
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json_files.dumps(record) + "\n")
         self._file.flush()
         if self._tensorboard:
             prefix = "".join(f"{value}/" for value in labels.values())
             for name, number in numbers.items():
-                if not isinstance(number, str):  # a curve has no place for NaN
+                if number is not None:  # a curve has no place for NaN
                     self._event_writer().add_scalar(prefix + name, float(number), record["step"])
 
     def progress(self, description: str, total: int, *, first: int = 0) -> "Progress":
@@ -287,13 +288,13 @@ def _identity(record: Mapping[str, Any]) -> str:
 
 
 def _is_measured(value: Any) -> bool:
-    return isinstance(value, float) or value in ("nan", "inf", "-inf")
+    return value is None or isinstance(value, float) or value in ("nan", "inf", "-inf")  # strings, once
 
 
-def _number(value: Any) -> int | float | str:
+def _number(value: Any) -> int | float | None:
     value = value.item() if hasattr(value, "item") else value
     assert isinstance(value, int | float), f"{value!r} is no number"
-    return value if math.isfinite(value) else str(value)
+    return json_files.finite(value)
 
 
 def _cell(value: Any) -> str:

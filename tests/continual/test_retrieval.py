@@ -49,6 +49,7 @@ def test_a_run_writes_its_result_and_its_table(tmp_path, capsys):
     )  # fmt: skip
     job.run(config_text="x = 1\n")
     record = json.loads((tmp_path / "retrieval.json").read_text())
+    assert record["complete"] and record["summary"]["test"]["nearest_mean_accuracy"] > 0.9
     assert record["stream"] == ["task_00", "task_01", "task_02"] and len(record["diagnostics"]["own_key_recall"]) == 3
     out = capsys.readouterr().out
     assert "nearest_mean_accuracy" in out and "task_02" in out and "own_key_limit" in out

@@ -42,7 +42,7 @@ def test_metrics_are_one_json_object_per_line_and_there_at_once(tmp_path):
         tracker.metrics(3, {"loss": np.float32(0.5), "tokens": np.int64(7), "norm": float("nan")}, task="a", stage=1)
         (record,) = records(tmp_path / "run")
         assert abs(record.pop("time") - began) < 60
-    assert record == {"step": 3, "task": "a", "stage": 1, "loss": 0.5, "tokens": 7, "norm": "nan"}
+    assert record == {"step": 3, "task": "a", "stage": 1, "loss": 0.5, "tokens": 7, "norm": None}
     assert list(record) == ["step", "task", "stage", "loss", "tokens", "norm"]
 
 
