@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from codegen2_jax.continual.setup import open_tasks
+from codegen2_jax.continual.stream import ContinualLearning
 from codegen2_jax.data import cache
 from codegen2_jax.data.vocabulary import Vocabulary
 from codegen2_jax.errors import UserError
@@ -48,3 +49,10 @@ def test_a_split_without_targets_is_not_scored_and_the_others_can_be(config):
     config.eval_splits = ("valid",)
     (task,) = opened(config)
     assert len(task.train) == len(task.valid) == 3 and task.test is None
+
+
+@pytest.mark.parametrize("splits", [(), ("test",), ("valid", "valid"), ("train",), "valid"])
+def test_splits_that_cannot_be_scored_are_refused(splits):
+    job = {"model_dir": "x", "method": "x", "stream": "x", "source": None, "optimizer": None, "labels": ()}
+    with pytest.raises(UserError, match=r"EVAL_SPLITS=.* is out of range; give \('valid', 'test'\) or \('valid',\)"):
+        ContinualLearning(**job, steps_per_task=1, batch_size=1, seed=0, eval_splits=splits)
