@@ -126,8 +126,11 @@ class QuerySeparation:
 
 
 def figure(value: float | None) -> str:
-    """Three digits, '-' for a figure about nothing."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
+    """Three digits, without the sign of a value that rounds to 0; '-' for a figure about nothing."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    text = f"{value:.3f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def collapse_warning(cross: float) -> str:
