@@ -11,6 +11,7 @@ from codegen2_jax.interop.layouts import (
     OURS,
     Row,
     Source,
+    check_sizes,
     equal,
     first_id,
     into_heads,
@@ -65,6 +66,7 @@ def read(
 ) -> tuple[LlamaConfig, list[Row], dict[str, Stored], tuple[str, ...], None]:
     """(config, rows, weights without buffers and repeated tables, notes, None)."""
     config = _config(raw, f"{source.name}/config.json" if source.directory else source.name)
+    check_sizes(source.name, config, stored)
     stored = without(stored, BUFFERS, source.name)
     if config.tie_word_embeddings and HEAD in stored:
         if TABLE in stored and not equal(stored[HEAD], stored[TABLE]):
