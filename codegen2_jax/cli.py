@@ -164,6 +164,20 @@ def describe(argv: list[str]) -> tuple[object, str]:
     return job, without_places(text)
 
 
+def describe_gin(argv: list[str]) -> tuple[object, str]:
+    """(the job of the gin files, its whole configuration), for a command with flags of its own besides theirs.
+
+    Raises UserError for the other flags of `train`, which would have no effect.
+    """
+    options = parse_flags(argv, "")
+    if options is None:
+        raise UserError("--help stands alone.")
+    for name, (_, default, _) in FLAGS.items():
+        if not name.startswith("gin_") and name != "help" and getattr(options, name) != default:
+            raise UserError(f"--{name} is for training; {argv[0]} does nothing with it, so drop it.")
+    return build(read(options), options)
+
+
 def run_name(arguments: list[str]) -> str:
     """What a run with these flags is called by default: the names of its gin files."""
     options = parse_flags(["train", *arguments], "")

@@ -59,9 +59,13 @@ class Choices:
         parts = [self.benchmark] + [self.split] * (self.split != "test") + [f"{self.shots}_shot"] * (self.shots > 0)
         return "_".join(parts)
 
+    def problems(self) -> Sequence[Question]:
+        """All questions of the split."""
+        return files.questions(self.benchmark, self.directory, self.split)
+
     def run(self, call: Call) -> dict[str, Any] | None:
         """Answers, scores, or both."""
-        questions = files.questions(self.benchmark, self.directory, self.split)
+        questions = self.problems()
         chosen = [questions[place] for place in evenly_spaced(len(questions), self.limit)]
         path = call.directory / self.name / "answers.jsonl"
         if call.generates:
@@ -162,9 +166,13 @@ class LastWords:
     def name(self) -> str:
         return "lambada" if self.split == "test" else f"lambada_{self.split}"
 
+    def problems(self) -> Sequence[tuple[str, str, str]]:
+        """All passages of the split, see `data.understanding.lambada`."""
+        return files.lambada(self.directory, self.split)
+
     def run(self, call: Call) -> dict[str, Any] | None:
         """Reads, scores, or both."""
-        rows = files.lambada(self.directory, self.split)
+        rows = self.problems()
         chosen = [rows[place] for place in evenly_spaced(len(rows), self.limit)]
         path = call.directory / self.name / "answers.jsonl"
         if call.generates:
@@ -232,9 +240,13 @@ class CloneRetrieval:
     def name(self) -> str:
         return "poj104" if self.split == "test" else f"poj104_{self.split}"
 
+    def problems(self) -> Sequence[files.Labelled]:
+        """All programs of the split."""
+        return files.poj104(self.directory, self.split)
+
     def run(self, call: Call) -> dict[str, Any] | None:
         """Computes vectors, scores them, or both."""
-        programs = files.poj104(self.directory, self.split)
+        programs = self.problems()
         chosen = _whole_classes(programs, self.limit)
         path = call.directory / self.name / "vectors.npy"
         if call.generates:
