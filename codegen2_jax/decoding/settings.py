@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,16 @@ FLAGS = {
     "format": {"default": "text", "choices": ("text", "jsonl"), "help": "the text, or records with all settings"},
     "out": {"help": "file to write; default: standard output"},
 }
+
+TEMPERATURES = (1e-6, 1e6)  # beyond, logits divided by it may leave float32
+MOST_LENGTH_PENALTY = 8  # a length to a larger power may leave float32
+
+
+def check_length_penalty(value: float) -> None:
+    """UserError for an exponent that leaves no ranking of hypotheses, NaN too."""
+    most = MOST_LENGTH_PENALTY
+    if not abs(value) <= most:
+        raise UserError(f"length_penalty={value} is out of range; it must lie in [-{most}, {most}], and 1 is usual.")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -49,8 +58,13 @@ class Generation:
         for name in ("n", "num_beams", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"temperature={self.temperature} is out of range; give 0 (greedy) or more, 0.2 is usual.")
+        least, most = TEMPERATURES
+        if self.temperature != 0 and not least <= self.temperature <= most:
+            raise UserError(
+                f"temperature={self.temperature} is out of range; give 0 (greedy), or {least:g} to {most:g}; "
+                "0.2 is usual."
+            )
+        check_length_penalty(self.length_penalty)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is out of range; it must lie in (0, 1], and 1 keeps all tokens.")
         if self.top_k < 0:
