@@ -106,8 +106,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see python -m {self.prog} --help.")
 
 
-def guarded(command: Callable[[], None]) -> int:
-    """Runs a command; an error that the user can do something about becomes one line and its exit code."""
+def guarded(command: Callable[[], None], *, reads_and_writes: bool = False) -> int:
+    """Runs a command; an error that the user can do something about becomes one line and its exit code.
+
+    reads_and_writes: the command is files in and files out, so that an OSError is about a path that was given.
+    """
     start_up.leave_absent_tpu()
     try:
         command()
@@ -117,6 +120,12 @@ def guarded(command: Callable[[], None]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         processes.leave(error.exit_code, together=isinstance(error, PreemptedError))
         return error.exit_code
+    except OSError as error:
+        if not reads_and_writes:
+            raise
+        place, reason = error.filename or "a file", error.strerror or one_line(error)
+        print(f"error: {place} cannot be read or written ({reason}); give another path.", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return INTERRUPTED

@@ -46,7 +46,7 @@ def _evaluate(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """The exit code: 0 when every benchmark has its result."""
-    return cli.guarded(lambda: _evaluate(argv))
+    return cli.guarded(lambda: _evaluate(argv), reads_and_writes=True)
 
 
 if __name__ == "__main__":

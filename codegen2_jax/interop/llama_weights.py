@@ -106,7 +106,7 @@ def _config(raw: Mapping[str, Any], path: str) -> LlamaConfig:
             **ids,
             **ours_of(raw),
         )
-    except (TypeError, ZeroDivisionError) as error:
+    except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{path} holds a value of a wrong type ({one_line(error)}); correct it.") from None
 
 
@@ -118,9 +118,12 @@ def _theta(raw: Mapping[str, Any], path: str) -> float:
         if found is None:
             continue
         kind = found.get("rope_type", found.get("type", "default")) if isinstance(found, Mapping) else found
-        if kind not in (None, "default") or found.get("partial_rotary_factor", 1.0) != 1.0:
+        is_plain = isinstance(found, Mapping) and kind in (None, "default")
+        if not is_plain or found.get("partial_rotary_factor", 1.0) != 1.0:
             raise UserError(f"{path} asks for {name} {kind!r}; only plain rotary positions ('default') are read.")
         theta = found.get("rope_theta", theta)
+    if not isinstance(theta, int | float):
+        raise UserError(f"{path} gives rope_theta {theta!r}, which is no number; 10000.0 is usual, so correct it.")
     return float(theta)
 
 
