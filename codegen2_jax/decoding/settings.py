@@ -34,6 +34,15 @@ def check_length_penalty(value: float) -> None:
         raise UserError(f"length_penalty={value} is out of range; it must lie in [-{most}, {most}], and 1 is usual.")
 
 
+def check_text(what: str, text: str) -> None:
+    """UserError for bytes of a command line that were no UTF-8, which Python hands on as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise UserError(f"{what} is no UTF-8 at character {at + 1} ({text[at]!r}); write it in UTF-8.") from None
+
+
 def _setting(default: Any, text: str) -> Any:
     """A field with what it means, for the reader here and for --help."""
     return dataclasses.field(default=default, metadata={"help": text})
@@ -73,6 +82,8 @@ class Generation:
             raise UserError(f"seed={self.seed} is out of range; it must lie in [0, 2^32).")
         if isinstance(self.stop, str) or "" in self.stop:
             raise UserError(f"stop={self.stop!r} must be a tuple of texts, none of them empty.")
+        for text in self.stop:
+            check_text("a stop text", text)
         if self.num_beams > 1 and self.temperature > 0:
             raise UserError(f"num_beams={self.num_beams} draws nothing; set temperature=0, or num_beams=1.")
         if self.temperature == 0 and self.n > self.num_beams:

@@ -148,6 +148,8 @@ def _earlier(path: Path, call: Call) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         digest = record["model_digest"]
+        if not isinstance(record["benchmarks"], dict):
+            raise TypeError("its benchmarks are no object")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; delete it, and score again by --only score.") from error
     if call.generates and digest is not None and digest != call.subject.loaded.digest:

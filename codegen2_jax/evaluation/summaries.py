@@ -53,7 +53,7 @@ class XSum:
             records.collect(path, self._work(call.subject, chosen), call.tracker)
         if not call.scores:
             return None
-        rows = by_id(records.read(path), [one.id for one in chosen.values()], path)
+        rows = by_id(records.read(path), [one.id for one in chosen.values()], path, completion=str)
         references = [one.summary for one in chosen.values()]
         found = rouge_of_each([rows[one.id]["completion"] for one in chosen.values()], references)
         first = rouge_of_each([first_sentence(one.document) for one in chosen.values()], references)

@@ -72,7 +72,11 @@ class Choices:
             records.collect(path, self._work(call.subject, chosen), call.tracker)
         if not call.scores:
             return None
-        rows = by_id(records.read(path), [one.id for one in chosen], path)
+        rows = by_id(records.read(path), [one.id for one in chosen], path, log_probabilities=list)
+        for one in chosen:
+            scores = rows[one.id]["log_probabilities"]
+            if len(scores) != len(one.choices) or not all(isinstance(score, int | float) for score in scores):
+                raise UserError(f"{path}: {one.id} needs {len(one.choices)} log_probabilities, not {str(scores)[:60]}.")
         return self._result(path, chosen, rows) | {"problems": len(chosen), "of": len(questions)}
 
     def _work(self, subject: Subject, chosen: Sequence[Question]) -> records.Work:
@@ -179,7 +183,7 @@ class LastWords:
             records.collect(path, self._work(call.subject, chosen), call.tracker)
         if not call.scores:
             return None
-        found = by_id(records.read(path), [id for id, _, _ in chosen], path)
+        found = by_id(records.read(path), [id for id, _, _ in chosen], path, greedy=bool, log_probability=float)
         write_lines(path.with_name("problems.jsonl"), [
             {"task_id": id, "expected": word.strip(), "correct": found[id]["greedy"]} for id, _, word in chosen
         ])  # fmt: skip
@@ -258,7 +262,8 @@ class CloneRetrieval:
             return None
         if not path.is_file():
             raise UserError(f"{path} is missing, so there is nothing to score; leave --only score out first.")
-        vectors_ND, labels = np.load(path, allow_pickle=False), [one.label for one in chosen]
+        labels = [one.label for one in chosen]
+        vectors_ND = _read_vectors(path, len(labels))
         scores_N = classification.average_precision_at_r(vectors_ND, labels)
         write_lines(path.with_name("problems.jsonl"), [
             {"task_id": f"{one.label}/{one.id}", "average_precision_at_r": None if np.isnan(score) else float(score)}
@@ -297,6 +302,16 @@ class CloneRetrieval:
         return np.stack([found[i] for i in range(len(ids))])
 
 
+def _read_vectors(path: Path, rows: int) -> np.ndarray:
+    try:
+        vectors_ND = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and compute the vectors again.") from None
+    if vectors_ND.ndim != 2 or len(vectors_ND) != rows:
+        raise UserError(f"{path} holds {vectors_ND.shape}, not {rows} vectors; compute them again.")
+    return vectors_ND
+
+
 def _whole_classes(programs: Sequence[files.Labelled], limit: int | None) -> list[files.Labelled]:
     """The programs of the first classes that fit the limit, at least two classes."""
     kept: dict[str, list[files.Labelled]] = {}
@@ -321,12 +336,17 @@ def by_length(lengths: Sequence[int], rows: int, limit: float) -> list[list[int]
     return found
 
 
-def by_id(rows: Sequence[dict], ids: Sequence[str], path: Path) -> dict[str, dict]:
-    """The records by problem; UserError where one is missing."""
+def by_id(rows: Sequence[dict], ids: Sequence[str], path: Path, **fields: type) -> dict[str, dict]:
+    """The records by problem; UserError where one is missing, or has a field of another type than `fields` says."""
     found = {row["task_id"]: row for row in rows}
     missing = [id for id in ids if id not in found]
     if missing:
         raise UserError(f"{path} has no answer to {len(missing)} problems, the first {missing[0]}; answer them first.")
+    for id in ids:
+        for name, kind in fields.items():
+            value = found[id].get(name)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise UserError(f"{path}: {name} of {id} is {str(value)[:60]!r}, no {kind.__name__}; answer it again.")
     return found
 
 
