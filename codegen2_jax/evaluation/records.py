@@ -130,16 +130,7 @@ def _resume(path: Path, work: Work) -> int:
     """How many chunks are complete in the file; what stands behind them is cut off."""
     if not path.is_file():
         return 0
-    header = _stored(path)["header"]
-    # Through JSON, as the stored one went.
-    wanted = json.loads(json.dumps(work.header))
-    changed = [name for name in sorted({*header, *wanted}) if header.get(name) != wanted.get(name)]
-    if changed:
-        name = changed[0]
-        raise UserError(
-            f"{path} holds answers of other settings ({name}: {_short(header.get(name))} there, "
-            f"{_short(wanted.get(name))} here); choose another --out, or delete that folder."
-        )
+    check_settings(path, work.header)
     lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line end was cut short
     place, kept = 0, 0
     for number, chunk in enumerate(work.chunks):
@@ -153,6 +144,19 @@ def _resume(path: Path, work: Work) -> int:
         place, kept = place + len(part), number + 1
     os.truncate(path, sum(len(line) + 1 for line in lines[:place]))
     return kept
+
+
+def check_settings(path: Path, header: dict[str, Any]) -> None:
+    """UserError where what lies at `path` was made with another header."""
+    found = _stored(path)["header"]
+    wanted = json.loads(json.dumps(header))  # through JSON, as the stored one went
+    changed = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{path} holds answers of other settings ({name}: {_short(found.get(name))} there, "
+            f"{_short(wanted.get(name))} here); choose another --out, or delete that folder."
+        )
 
 
 def _write_header(path: Path, work: Work) -> None:

@@ -254,10 +254,7 @@ class CloneRetrieval:
         chosen = _whole_classes(programs, self.limit)
         path = call.directory / self.name / "vectors.npy"
         if call.generates:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, self._vectors(call, [one.code for one in chosen]), allow_pickle=False)
-            header = {"benchmark": self.name, **call.subject.facts, **_settings(self)}
-            records.write_json(path.with_name("vectors.settings.json"), {"header": header, "facts": {}})
+            self._compute(call, path, [one.code for one in chosen])
         if not call.scores:
             return None
         if not path.is_file():
@@ -285,26 +282,51 @@ class CloneRetrieval:
             "warnings": [],
         }
 
-    def _vectors(self, call: Call, codes: Sequence[str]) -> np.ndarray:
+    def _compute(self, call: Call, path: Path, codes: Sequence[str]) -> None:
+        """Writes the vectors; what a killed call left beside them is gone on from."""
+        partial, settings = path.with_name("vectors.partial.npy"), path.with_name("vectors.settings.json")
+        header = {"benchmark": self.name, **call.subject.facts, **_settings(self), "programs_sha256": _digest(codes)}
+        if path.is_file() or partial.is_file():
+            records.check_settings(path, header)
+        if path.is_file():
+            call.tracker.message(f"{path}: all {len(codes)} vectors are there.")
+            return
+        records.write_json(settings, {"header": header, "facts": {}})
+        self._fill(call, partial, codes)
+        partial.replace(path)
+
+    def _fill(self, call: Call, path: Path, codes: Sequence[str]) -> None:
+        """Computes the rows [N, D] of a file that are not there yet, which are NaN in it."""
         subject, limit = call.subject, positions(call.subject.model)
         most = int(min(self.max_tokens, limit))
         ids = [request.ids[:most] for request in requests_of(subject.model, subject.vocabulary, list(codes))]
         query = jax.jit(lambda params, tokens_BS, mask_BS: subject.model.query(params, tokens_BS, mask_BS))
-        found: dict[int, np.ndarray] = {}
-        with call.tracker.progress(self.name, len(ids)) as progress:
+        vectors_ND, done = None, set()
+        if path.is_file():
+            vectors_ND = _read_vectors(path, len(ids), "r+")
+            done = set(np.flatnonzero(np.isfinite(vectors_ND).all(axis=1)).tolist())
+        with call.tracker.progress(self.name, len(ids), first=len(done)) as progress:
             for group in by_length(list(map(len, ids)), self.batch_size, most):
+                if done.issuperset(group):
+                    continue
                 length = padded_length(max(len(ids[i]) for i in group), most)
                 rows = [np.asarray(ids[i], np.int32) for i in group]
                 rows += [rows[-1]] * (self.batch_size - len(rows))
                 vectors_BD = np.asarray(query(subject.params, *converters.pad(rows, length, 0)))
-                found |= dict(zip(group, vectors_BD, strict=False))
-                progress.update(len(found))
-        return np.stack([found[i] for i in range(len(ids))])
+                if vectors_ND is None:
+                    new = path.with_name("vectors.new.npy")  # under its name only when all of it is NaN
+                    np.save(new, np.full((len(ids), vectors_BD.shape[1]), np.nan, vectors_BD.dtype))
+                    new.replace(path)
+                    vectors_ND = np.load(path, mmap_mode="r+")
+                vectors_ND[group] = vectors_BD[: len(group)]
+                vectors_ND.flush()
+                done.update(group)
+                progress.update(len(done))
 
 
-def _read_vectors(path: Path, rows: int) -> np.ndarray:
+def _read_vectors(path: Path, rows: int, mmap_mode: str | None = None) -> np.ndarray:
     try:
-        vectors_ND = np.load(path, allow_pickle=False)
+        vectors_ND = np.load(path, mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and compute the vectors again.") from None
     if vectors_ND.ndim != 2 or len(vectors_ND) != rows:

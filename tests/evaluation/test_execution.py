@@ -297,6 +297,10 @@ def test_another_models_results_are_kept(tmp_path, subject, humaneval_file):
     (tmp_path / "evaluation.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="results of another model, other"):
         Suite(humaneval=HumanEval(file=humaneval_file)).run(call(tmp_path, subject, "generate"))
+    for damaged in ("[]", '{"model_digest": null, "benchmarks": []}', "{"):
+        (tmp_path / "evaluation.json").write_text(damaged)
+        with pytest.raises(UserError, match="evaluation.json is damaged"):
+            Suite(humaneval=HumanEval(file=humaneval_file)).run(call(tmp_path, step="score"))
 
 
 def test_nothing_is_started_that_was_only_to_be_shown(humaneval_file, tmp_path, capsys, monkeypatch):
