@@ -106,8 +106,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see python -m {self.prog} --help.")
 
 
-def guarded(command: Callable[[], None]) -> int:
-    """Runs a command; an error that the user can do something about becomes one line and its exit code."""
+def guarded(command: Callable[[], None], *, reads_and_writes: bool = False) -> int:
+    """Runs a command; an error that the user can do something about becomes one line and its exit code.
+
+    reads_and_writes: the command is files in and files out, so that an OSError is about a path that was given.
+    """
     start_up.leave_absent_tpu()
     try:
         command()
@@ -117,6 +120,12 @@ def guarded(command: Callable[[], None]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         processes.leave(error.exit_code, together=isinstance(error, PreemptedError))
         return error.exit_code
+    except OSError as error:
+        if not reads_and_writes:
+            raise
+        place, reason = error.filename or "a file", error.strerror or one_line(error)
+        print(f"error: {place} cannot be read or written ({reason}); give another path.", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -162,6 +171,20 @@ def describe(argv: list[str]) -> tuple[object, str]:
         raise UserError("--help stands alone.")
     job, text = build(read(options), options)
     return job, without_places(text)
+
+
+def describe_gin(argv: list[str]) -> tuple[object, str]:
+    """(the job of the gin files, its whole configuration), for a command with flags of its own besides theirs.
+
+    Raises UserError for the other flags of `train`, which would have no effect.
+    """
+    options = parse_flags(argv, "")
+    if options is None:
+        raise UserError("--help stands alone.")
+    for name, (_, default, _) in FLAGS.items():
+        if not name.startswith("gin_") and name != "help" and getattr(options, name) != default:
+            raise UserError(f"--{name} is for training; {argv[0]} does nothing with it, so drop it.")
+    return build(read(options), options)
 
 
 def run_name(arguments: list[str]) -> str:

@@ -19,7 +19,7 @@ from codegen2_jax.interop import conversion
 
 def main(argv: list[str]) -> int:
     """Converts and says what was found; returns the exit code."""
-    return cli.guarded(lambda: _run(argv))
+    return cli.guarded(lambda: _run(argv), reads_and_writes=True)
 
 
 def _run(argv: list[str]) -> None:

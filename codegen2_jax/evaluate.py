@@ -4,7 +4,8 @@
   python -m codegen2_jax.evaluate --gin_file=evaluation/humaneval.gin --gin_file=evaluation/boolq.gin --model DIR
   python -m codegen2_jax.evaluate --gin_file=evaluation/humaneval.gin --only score --out evaluations/NAME
 
-Started again, the same command goes on where it was killed. All other flags are those of codegen2_jax.train.
+Started again, the same command goes on where it was killed. Gin files and --gin.NAME=VALUE are those of
+codegen2_jax.train; its other flags are not taken.
 """
 
 import sys
@@ -12,26 +13,22 @@ from pathlib import Path
 
 from codegen2_jax import cli
 from codegen2_jax.errors import UserError
+from codegen2_jax.evaluation.command import FLAGS, check
 
 
 def _evaluate(argv: list[str]) -> None:
     parser = cli.Parser("codegen2_jax.evaluate", description=__doc__)
-    parser.add_argument("--model", help="directory of the weights, or a name such as nano_t5")
-    parser.add_argument("--vocabulary", help="directory of the tokenizer's files; default: that of the weights")
-    parser.add_argument("--dtype", default="float32", help="of the computation: float32 or bfloat16")
-    parser.add_argument("--prefix_lm", action="store_true", default=None, help="read prompts in both directions")
-    parser.add_argument("--out", metavar="DIR", help="where results go (default: evaluations/<name of the model>)")
-    parser.add_argument("--only", choices=("generate", "score"), default="all", help="one step alone")
-    parser.add_argument("--workers", type=int, default=2, help="programs judged at once (default: 2)")
-    parser.add_argument("--allow_unsafe_execution", action="store_true", help="run programs without isolation")
+    for name, options in FLAGS.items():
+        parser.add_argument(f"--{name}", **options)
     given, arguments = parser.parse_known_args(argv)
-    if given.out is None and given.model is None:
-        raise UserError("neither --model nor --out is given; name a model, or the folder whose samples are scored.")
+    check(vars(given), parser.get_default)
     if not any("gin_file" in argument for argument in arguments):
         raise UserError(f"no --gin_file given; one of {', '.join(cli.run_files('evaluate'))}.")
-    suite, text = cli.describe(["evaluate", *arguments])
+    suite, text = cli.describe_gin(["codegen2_jax.evaluate", *arguments])
     if not hasattr(suite, "benchmarks"):
         raise UserError("these gin files describe training; give evaluation/humaneval.gin, for one.")
+    if given.print_config or given.dry_run:
+        return print(text, end="") if given.print_config else suite.dry_run()
     from codegen2_jax.evaluation.subject import Call, Subject
     from codegen2_jax.training.initialisation import ModelSource
     from codegen2_jax.training.tracking import Tracker
@@ -44,12 +41,12 @@ def _evaluate(argv: list[str]) -> None:
     unsafe = {"workers": given.workers, "allow_unsafe_execution": given.allow_unsafe_execution}
     with Tracker(place, process_index=0) as tracker:
         call = Call(directory=place, subject=subject, step=given.only, tracker=tracker, **unsafe)
-        suite.run(call, config_text=text)
+        suite.run(call, config_text=cli.without_places(text))
 
 
 def main(argv: list[str]) -> int:
     """The exit code: 0 when every benchmark has its result."""
-    return cli.guarded(lambda: _evaluate(argv))
+    return cli.guarded(lambda: _evaluate(argv), reads_and_writes=True)
 
 
 if __name__ == "__main__":

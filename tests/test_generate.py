@@ -12,6 +12,7 @@ import pytest
 from toy_decoders import byte_vocabulary
 
 from codegen2_jax import generate
+from codegen2_jax.decoding import command
 from codegen2_jax.decoding.settings import Generation
 from codegen2_jax.decoding.text import complete
 from codegen2_jax.interop import huggingface
@@ -126,6 +127,11 @@ def test_an_encoder_decoder_answers(run):
         (["--temp", "0.2"], "unrecognized arguments: --temp 0.2"),
         (["--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
         (["--temperature", "-1"], "temperature=-1.0 is out of range"),
+        (["--temperature", "1e-40", "--prompt", "x"], "give 0 (greedy), or 1e-06 to 1e+06"),
+        (["--temperature", "1e40", "--prompt", "x"], "temperature=1e+40 is out of range"),
+        (["--temperature", "nan", "--prompt", "x"], "temperature=nan is out of range"),
+        (["--num_beams", "2", "--temperature", "0", "--length_penalty", "nan"], "length_penalty=nan is out of range"),
+        (["--num_beams", "2", "--temperature", "0", "--length_penalty", "inf"], "must lie in [-8, 8]"),
         (["--top_p", "2", "--prompt", "x"], "top_p=2.0 is out of range"),
         (["--n", "0", "--prompt", "x"], "n=0 is out of range"),
         (["--num_beams", "4", "--prompt", "x"], "set temperature=0"),
@@ -137,6 +143,9 @@ def test_an_encoder_decoder_answers(run):
         (["--prompt", "x", "--truncation", "codegen"], "choose one of codegen1, codex, none"),
         (["--prompt", "x", "--out", "nowhere/at/all.jsonl"], "make it first"),
         (["--prompt", "x", "--dtype", "float64"], "float64"),
+        (["--prompt", "x", "a\udcff"], "a prompt is no UTF-8 at character 2"),
+        (["--prefix", "\udcff"], "a prompt is no UTF-8 at character 1"),
+        (["--prompt", "x", "--stop", "\udcff"], "a stop text is no UTF-8"),
         (["--prompt", "x" * 2000], "2048 positions; cut it to 1920 tokens"),
     ],
 )
@@ -151,3 +160,22 @@ def test_mistakes_are_one_line(run, monkeypatch, tmp_path, arguments, message):
 def test_a_model_that_is_not_there(run):
     code, _, error = run("--prompt", "x", model="/nowhere/at/all")
     assert code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_costs_no_sample(run, tmp_path, monkeypatch):
+    """It is told before the model is loaded; and where it comes later, the samples are on standard output."""
+    code, printed, error = run("--prompt", "x", "--out", tmp_path, model="/nowhere/at/all")
+    assert (code, printed) == (2, "") and f"cannot write {tmp_path}: Is a directory" in error
+    out = tmp_path / "samples.txt"
+    command._check_writable(out)
+    assert not out.exists()
+    out.write_text("mine")
+    command._check_writable(out)
+    assert out.read_text() == "mine"
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command.Path, "write_text", full)
+    code, printed, error = run("--prompt", "x", "--max_new_tokens", 6, "--out", out)
+    assert code == 2 and len(printed) > 3 and "the samples are on standard output" in error

@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -89,14 +90,17 @@ def evaluation_sets(
         for name, pattern, question in files:
             parts = (("question", question, PROSE), ("solution", "code", PYTHON), ("tests", "test_list", PYTHON))
             one = _row_set(name, problem_files(mbpp, pattern, "mbpp"), "task_id", parts)
-            kept = tuple(problem for problem in one.problems if 11 <= int(problem.id) <= 600)
+            kept = tuple(problem for problem in one.problems if problem.id in map(str, range(11, 601)))
             found.append(dataclasses.replace(one, problems=kept))
     if mtpb:
         paths = problem_files(mtpb, "mtpb.jsonl", "mtpb")
         found.append(_row_set("mtpb", paths, "id", (("question", "prompts", PROSE),)))
     if boolq:
         (path,) = problem_files(boolq, "dev.json", "boolq")
-        rows = [str(row["sentence"]).partition("\npassage: ") for _, row in rows_of(path)]
+        rows = list(rows_of(path))
+        for number, row in rows:
+            check_texts(path, number, row, "sentence")
+        rows = [row["sentence"].partition("\npassage: ") for _, row in rows]
         problems = (
             Problem(id=str(number), parts=(Part(name="passage", text=passage, family=PROSE),
                                            Part(name="question", text=question, family=PROSE)))
@@ -146,7 +150,13 @@ def _row_set(name: str, paths: Sequence[Path], id_field: str | None, parts: Sequ
 
 def _infilling_set(paths: Sequence[Path]) -> EvaluationSet:
     """Parts of every problem: the whole program; and the solution, put together from the problem of its first line."""
-    rows = {row["task_id"]: row for path in paths for _, row in rows_of(path)}
+    rows = {}
+    for path in paths:
+        for number, row in rows_of(path):
+            check_texts(path, number, row, "task_id", "prompt", "canonical_solution", "suffix")
+            if row["task_id"].count("/") < 2:
+                raise UserError(f"{path} row {number}: task_id {row['task_id']!r} has no two slashes; fetch it again.")
+            rows[row["task_id"]] = row
     solutions = {
         name.split("/")[2]: row["canonical_solution"] + row["suffix"]
         for name, row in rows.items()
@@ -171,12 +181,23 @@ def problem_files(directory: str | Path, pattern: str, setting: str) -> list[Pat
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict]]:
     """(row number from 1, object) of a JSON list or of JSON lines, compressed or not."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        try:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             rows = json.load(file) if path.suffix == ".json" else (json.loads(line) for line in file if line.strip())
-            yield from enumerate(rows, start=1)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is damaged: {error}; fetch the file again.") from error
+            for number, row in enumerate(rows, start=1):
+                if not isinstance(row, dict):
+                    raise ValueError(f"row {number} is a {type(row).__name__}, not an object")
+                yield number, row
+    except (ValueError, TypeError, EOFError, OSError, zlib.error, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}; fetch the file again.") from error
+
+
+def check_texts(path: Path | str, number: int, row: Mapping, *fields: str) -> None:
+    """UserError for a field of a row that is missing or no text."""
+    for field in fields:
+        if not isinstance(row.get(field), str):
+            what = f"a {type(row[field]).__name__}" if field in row else "missing"
+            raise UserError(f"{path} row {number}: {field} is {what}, it must be text; take the published file.")
 
 
 def _text(value: object) -> str:

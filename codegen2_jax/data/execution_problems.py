@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegen2_jax.data.evaluation_sets import problem_files, rows_of
+from codegen2_jax.data.evaluation_sets import check_texts, problem_files, rows_of
 from codegen2_jax.errors import UserError
 
 INFILL_SETS = {
@@ -26,6 +26,7 @@ MBPP_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "
 MBPP_PROMPTS = ("few_shot", "zero_shot")
 MBPP_SHOTS = (2, 3, 4)
 MBPP_STOP = "[DONE]"
+NO_TEXTS = {"task_id", "test_list", "challenge_test_list", "test_imports"}  # but a number or text, and lists of texts
 _MBPP_QUESTION = (
     "You are an expert Python programmer, and here is your task: {question} Your code should pass these tests:\n\n"
     "{tests}\n[BEGIN]\n"
@@ -62,7 +63,8 @@ class CodeProblem:
 
 
 def _checked(row: Mapping[str, Any], suffix: str = "") -> CodeProblem:
-    """A problem of HumanEval's form, whose tests define `check`."""
+    """A problem of HumanEval's form, whose tests define `check`; UserError for a program that is no Python."""
+    program = row["prompt"] + row["canonical_solution"] + suffix
     return CodeProblem(
         id=row["task_id"],
         prompt=row["prompt"],
@@ -71,7 +73,7 @@ def _checked(row: Mapping[str, Any], suffix: str = "") -> CodeProblem:
         head=row["prompt"],
         tests=f"{row['test']}\ncheck({row['entry_point']})",
         entry_point=row["entry_point"],
-        prelude=_prelude(row["prompt"] + row["canonical_solution"] + suffix, row["entry_point"]),
+        prelude=_prelude(program, row["entry_point"], row["task_id"]),
     )
 
 
@@ -124,7 +126,10 @@ def mbpp(
     extra = ("test_imports",) if sanitized else ("test_setup_code", "challenge_test_list")
     (path,) = problem_files(directory, "sanitized-mbpp.json" if sanitized else "mbpp.jsonl", "MBPP_DIR")
     rows = _rows(path, ("task_id", question, "code", "test_list", *extra))
-    by_id = {int(row["task_id"]): row for row in rows}
+    wrong = [row["task_id"] for row in rows if not isinstance(row["task_id"], int)]
+    if wrong:
+        raise UserError(f"{path}: task_id {wrong[0]!r} is no number, as MBPP's are; take the published file.")
+    by_id = {row["task_id"]: row for row in rows}
     shots = ""
     if prompt == "few_shot":
         missing = [number for number in MBPP_SHOTS if number not in by_id]
@@ -145,7 +150,7 @@ def _mbpp_question(row: dict[str, Any], question: str) -> str:
 
 def _mbpp_problem(row: dict[str, Any], question: str, shots: str, challenge: bool) -> CodeProblem:
     code, asserts = _lines(row["code"]), [_lines(one) for one in row["test_list"]]
-    entry_point = mbpp_entry_point(code, asserts)
+    entry_point = mbpp_entry_point(code, asserts, row["task_id"])
     if shots:
         prompt = shots + _mbpp_question(row, question)
     else:
@@ -158,28 +163,31 @@ def _mbpp_problem(row: dict[str, Any], question: str, shots: str, challenge: boo
     )
 
 
-def mbpp_entry_point(code: str, asserts: Sequence[str]) -> str:
+def mbpp_entry_point(code: str, asserts: Sequence[str], id: Any = "a problem") -> str:
     """The function of the code that the first test calls; MBPP does not say which one it is."""
-    defined = {node.name for node in _parsed(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined = {node.name for node in _parsed(code, id).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     for text in asserts:
-        for node in ast.walk(_parsed(text)):
+        for node in ast.walk(_parsed(text, id)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
                 return node.func.id
     raise UserError(f"no test of {asserts[:1]} calls a function of the code; the file is not the published one.")
 
 
-def _prelude(program: str, entry_point: str) -> str:
+def _prelude(program: str, entry_point: str, id: Any) -> str:
     """What a correct program has at its top level besides the entry point: HumanEval/32, 38 and 50 test with it."""
-    kept = [node for node in _parsed(program).body if getattr(node, "name", None) != entry_point]
+    kept = [node for node in _parsed(program, id).body if getattr(node, "name", None) != entry_point]
     return "\n".join(ast.unparse(node) for node in kept)
 
 
-def _parsed(text: str) -> ast.Module:
-    """The tree of published code, whose escapes in strings Python no longer likes."""
+def _parsed(text: str, id: Any) -> ast.Module:
+    """The tree of published code, whose escapes in strings Python no longer likes; UserError names the problem."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        return ast.parse(text)
+        try:
+            return ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise UserError(f"the code of {id} is no Python ({error}); take the published file.") from None
 
 
 def _lines(text: str) -> str:
@@ -205,6 +213,11 @@ def _rows(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
         missing = [field for field in fields if field not in row]
         if missing:
             raise UserError(f"{path} row {number} has no field {missing[0]}; take the published file.")
+        check_texts(path, number, row, *(field for field in fields if field not in NO_TEXTS))
+        for field in NO_TEXTS & set(fields):
+            kind, value = (str | int if field == "task_id" else list), row[field]
+            if not isinstance(value, kind) or (kind is list and not all(isinstance(one, str) for one in value)):
+                raise UserError(f"{path} row {number}: {field} is {str(value)[:60]!r}; take the published file.")
         if row["task_id"] in seen:
             raise UserError(f"{path} has {row['task_id']} twice, in row {number} again; take the published file.")
         seen.add(row["task_id"])

@@ -26,6 +26,8 @@ def read_llama2c(path: str | Path) -> tuple[list[str], list[float]]:
             pieces.append(data[position : position + length].decode("utf-8"))
         except (struct.error, UnicodeDecodeError) as error:
             raise UserError(f"{path} is no tokenizer.bin of llama2.c (byte {position}: {error}).") from error
+        if length < 0:  # the same bytes would be read for ever
+            raise UserError(f"{path} is no tokenizer.bin of llama2.c (byte {position}: a piece of {length} bytes).")
         scores.append(score)
         position += length
     first = 3 + 256

@@ -39,18 +39,29 @@ def conversations(directory: str | Path) -> tuple[Conversation, ...]:
         missing = [name for name in ("id", "prompts", "inputs", "outputs") if name not in row]
         if missing:
             raise UserError(f"{path} row {number} has no field {missing[0]}; take the published file.")
-        # One problem lists an output more than inputs: pairs count.
-        for case, (inputs, output) in enumerate(zip(row["inputs"], row["outputs"], strict=False)):
-            found.append(
-                Conversation(
-                    id=f"{row['id']}/{case}",
-                    problem=str(row["id"]),
-                    turns=tuple(prompt.format(**inputs) for prompt in row["prompts"]),
-                    expected=output,
-                    max_new_tokens=row.get("max_gen_length") or DEFAULT_LENGTH,
-                )
-            )
+        try:
+            found += _cases(row)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} row {number}: a turn takes no inputs ({reason}); fetch it again.") from None
     return tuple(found)
+
+
+def _cases(row: dict[str, Any]) -> list[Conversation]:
+    length = row.get("max_gen_length") or DEFAULT_LENGTH
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"max_gen_length is {length!r}")
+    # One problem lists an output more than inputs: pairs count.
+    return [
+        Conversation(
+            id=f"{row['id']}/{case}",
+            problem=str(row["id"]),
+            turns=tuple(prompt.format(**inputs) for prompt in row["prompts"]),
+            expected=output,
+            max_new_tokens=length,
+        )
+        for case, (inputs, output) in enumerate(zip(row["inputs"], row["outputs"], strict=False))
+    ]
 
 
 def asked(text: str, turn: str) -> str:

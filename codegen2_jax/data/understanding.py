@@ -13,9 +13,12 @@ from codegen2_jax.data.sources import read_lines, stable_hash
 from codegen2_jax.errors import UserError
 
 LICENCES = {"boolq": "CC-BY-SA-3.0", "defect": "C-UDA-1.0", "piqa": "AFL-3.0", "poj104_pairs": "C-UDA-1.0"}
+BINARY = ((0, "0"), (1, "1"))
+"""How files write the answers 0 and 1, as `BOOLQ_ANSWERS` how BoolQ's write False and True."""
 POJ_SPLITS = {"train": (1, 64), "valid": (65, 80), "test": (81, 104), "all": (1, 104)}
 """Classes of each split, as CodeXGLUE parts the 104 problems; used where one file holds them all."""
 BETWEEN = " </> "
+BOOLQ_ANSWERS = ((False, "False"), (True, "True"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +62,11 @@ def boolq(directory: str | Path, split: str) -> tuple[Question, ...]:
     found = []
     for number, row in _split_rows(directory, name, "BOOLQ_DIR"):
         if "sentence" in row:
-            text, answer = row["sentence"], row["label"]
+            text, answer = _text(row, "sentence", name), _of(row, "label", name)
         else:
-            text = f"question: {_of(row, 'question', name)}\npassage: {_of(row, 'passage', name)}"
+            text = f"question: {_text(row, 'question', name)}\npassage: {_text(row, 'passage', name)}"
             answer = _of(row, "answer", name)
-        label = int(str(answer) == "True")
+        label = _label(answer, BOOLQ_ANSWERS, f"row {number} of {name}")
         question = Question(id=f"{name}/{number}", text=text, cue="\nanswer:", choices=(" False", " True"), label=label)
         found.append(question)
     return kept(found)
@@ -74,10 +77,10 @@ def defect(directory: str | Path, split: str) -> tuple[Question, ...]:
     return tuple(
         Question(
             id=f"{split}/{row.get('idx', number)}",
-            text=_of(row, "func", split),
+            text=_text(row, "func", split),
             cue="\n// Is this function vulnerable? Answer:",
             choices=(" no", " yes"),
-            label=int(_of(row, "target", split)),
+            label=_label(_of(row, "target", split), BINARY, f"row {number} of {split}"),
         )
         for number, row in _split_rows(directory, _checked(split), "DEFECT_DIR")
     )
@@ -99,10 +102,10 @@ def piqa(directory: str | Path, split: str) -> tuple[Question, ...]:
     return kept([
         Question(
             id=f"{name}/{number}",
-            text=f"Question: {_of(row, 'goal', name)}",
+            text=f"Question: {_text(row, 'goal', name)}",
             cue="\nAnswer:",
-            choices=(f" {_of(row, 'sol1', name)}", f" {_of(row, 'sol2', name)}"),
-            label=int(label),
+            choices=(f" {_text(row, 'sol1', name)}", f" {_text(row, 'sol2', name)}"),
+            label=_label(label.strip(), BINARY, f"line {number} of {path.name}"),
         )
         for (number, row), label in zip(rows, labels, strict=True)
     ])  # fmt: skip
@@ -122,7 +125,7 @@ def lambada(directory: str | Path, split: str = "test") -> tuple[tuple[str, str,
     if plain.is_file():
         texts = [line for line in read_lines(plain) if line.strip()]
     elif lines.is_file():
-        texts = [_of(row, "text", lines.name) for _, row in rows_of(lines)]
+        texts = [_text(row, "text", lines.name) for _, row in rows_of(lines)]
     else:
         raise UserError(f"neither {plain.name} nor {lines.name} is in {directory}; LAMBADA_DIR must hold one of them.")
     parted = [text.rstrip().rpartition(" ") for text in texts]
@@ -133,7 +136,11 @@ def xsum(directory: str | Path, split: str) -> tuple[Article, ...]:
     """XSum (Narayan et al. 2018): {train,validation,test} as .jsonl, .json or .parquet with document, summary, id."""
     name = "validation" if split == "valid" else _checked(split)
     return tuple(
-        Article(id=str(row.get("id", number)), document=_of(row, "document", name), summary=_of(row, "summary", name))
+        Article(
+            id=str(row.get("id", number)),
+            document=_text(row, "document", name),
+            summary=_text(row, "summary", name),
+        )
         for number, row in _split_rows(directory, name, "XSUM_DIR")
     )
 
@@ -155,10 +162,14 @@ def poj104(directory: str | Path, split: str) -> tuple[Labelled, ...]:
             raise UserError(f"{directory} holds {len(paths)} .jsonl files; POJ104_DIR must hold the official 3, or 1.")
     first, last = POJ_SPLITS[split]
     rows = [row for path in paths for _, row in rows_of(path)]
+    name = "POJ-104"
     found = [
-        Labelled(id=str(row.get("index", n)), code=_of(row, "code", "POJ-104"), label=str(_of(row, "label", "POJ-104")))
+        Labelled(id=str(row.get("index", n)), code=_text(row, "code", name), label=str(_of(row, "label", name)))
         for n, row in enumerate(rows)
     ]
+    wrong = next((one for one in found if not one.label.isdecimal()), None)
+    if wrong is not None:
+        raise UserError(f"program {wrong.id} of {name} has the label {wrong.label!r}, no number from 1 to 104.")
     return tuple(one for one in found if first <= int(one.label) <= last)
 
 
@@ -245,8 +256,29 @@ def _split_rows(directory: str | Path, name: str, setting: str) -> list[tuple[in
         raise UserError(f"{directory} holds no {name}.jsonl; {setting} must be the folder with the official files.")
     import pyarrow.parquet  # late, since few files are of this kind
 
-    rows = [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
+    rows = []
+    for part in parts:
+        try:
+            rows += pyarrow.parquet.read_table(part).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{part} is damaged ({error}); fetch the file again.") from None
     return list(enumerate(rows, start=1))
+
+
+def _label(value: object, answers: Sequence[tuple], place: str) -> int:
+    """The number of an answer, written as one of `answers`; 1 is not True, and another one is never guessed at."""
+    for label, forms in enumerate(answers):
+        if any(type(value) is type(form) and value == form for form in forms):
+            return label
+    known = ", ".join(repr(form) for forms in answers for form in forms)
+    raise UserError(f"{place} has the answer {str(value)[:60]!r} ({type(value).__name__}); it must be one of {known}.")
+
+
+def _text(row: dict, field: str, place: str) -> str:
+    value = _of(row, field, place)
+    if not isinstance(value, str):
+        raise UserError(f"a row of {place} has {str(value)[:60]!r} as its {field}; it must be text.")
+    return value
 
 
 def _of(row: dict, field: str, place: str):

@@ -78,6 +78,16 @@ class Vocabulary:
         ({"family": "codegen2" or "codegen1-multi", "num_masks": 899}) says what CodeGen adds to GPT-2's BPE.
         """
         directory = Path(directory)
+        try:
+            return cls._of_files(directory)
+        except UserError:
+            raise
+        except Exception as error:  # the library raises bare ones, and damaged tables fail in any way
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"{directory} holds no intact tokenizer ({reason}); fetch or write it again.") from error
+
+    @classmethod
+    def _of_files(cls, directory: Path) -> "Vocabulary":
         config = _read_json(directory / "tokenizer_config.json")
         roles = {}
         for name in ("eos_token", "bos_token"):
@@ -197,15 +207,27 @@ def _digest(paths: Sequence[Path]) -> str:
 
 def _read_json(path: Path) -> dict:
     """The file's dictionary, empty where there is no such file."""
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); fetch or write it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object; fetch or write it again.")
+    return content
+
+
+def _read_merges(path: Path) -> list[list[str]]:
+    try:
+        return byte_level.read_merges(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}); fetch or write it again.") from error
 
 
 def _from_bpe_files(vocab_file: Path, merges_file: Path, config: Mapping, roles: Mapping) -> Vocabulary:
     vocab, layout = _read_json(vocab_file), config.get("codegen_layout")
-    merges = byte_level.read_merges(merges_file.read_text(encoding="utf-8"))
+    merges = _read_merges(merges_file)
     added = _read_json(vocab_file.parent / "added_tokens.json")
     if layout:
         masks = layout.get("num_masks", byte_level.CODEGEN_MASKS)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from codegen2_jax.decoding import infill, truncation
 from codegen2_jax.decoding.infill import Infilled
-from codegen2_jax.decoding.settings import Generation
+from codegen2_jax.decoding.settings import Generation, check_text
 from codegen2_jax.decoding.text import Completion, complete
 from codegen2_jax.errors import UserError
 
@@ -38,8 +38,11 @@ class Asked:
         truncation.rule(self.truncation)
         if self.infill and self.truncation != "none":
             raise UserError(f"truncation {self.truncation!r} is for prompts; an infilled answer ends with <eom> only.")
-        if self.out is not None and not Path(self.out).absolute().parent.is_dir():
-            raise UserError(f"there is no directory {Path(self.out).parent} for --out {self.out}; make it first.")
+        for one in self.texts:
+            for part in (one,) if isinstance(one, str) else one:
+                check_text("a prompt", part)
+        if self.out is not None:
+            _check_writable(Path(self.out))
 
     @classmethod
     def of(cls, given: Mapping[str, Any], stdin: BinaryIO) -> "Asked":
@@ -59,6 +62,19 @@ class Asked:
             parts = [infill.parse_template(text) for text in texts] or [tuple(part or "" for part in hole)]
         options = {name: given[name] for name in ("truncation", "format", "out")}
         return cls(texts=tuple(parts if is_infill else texts), infill=is_infill, **options)
+
+
+def _check_writable(path: Path) -> None:
+    """UserError where the file could not be written; what it holds stays, and where there is none, none is left."""
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"there is no directory {path.parent} for --out {path}; make it first.")
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --out.") from None
 
 
 def _read(file: str | None, stdin: BinaryIO) -> str:
@@ -110,7 +126,9 @@ def answer(asked: Asked, settings: Generation, loaded: Any, stdout: TextIO, *, n
     try:
         Path(asked.out).write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        raise UserError(f"cannot write {asked.out}: {error.strerror}; choose another --out.") from error
+        stdout.write(text)  # rather there than lost
+        reason = f"cannot write {asked.out}: {error.strerror}"
+        raise UserError(f"{reason}; the samples are on standard output, choose another --out.") from error
     print(f"wrote {asked.out}", file=sys.stderr)
 
 

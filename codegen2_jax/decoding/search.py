@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from codegen2_jax.decoding.settings import check_length_penalty
 from codegen2_jax.errors import UserError
 
 NEVER = -1.0e9  # the reference's score of what cannot be chosen; added, not assigned, as there
@@ -123,6 +124,7 @@ def beam_search(
     """
     if num_beams < 1:
         raise UserError(f"num_beams={num_beams} must be at least 1; 1 is greedy, 5 is usual.")
+    check_length_penalty(length_penalty)
     B, K, T = batch_size, num_beams, max_length
     start_B1 = jnp.broadcast_to(jnp.asarray(start_id, jnp.int32), (B,))[:, None]
     running_BKT = jnp.full((B, K, T), pad_id, jnp.int32).at[:, :, 0].set(start_B1)

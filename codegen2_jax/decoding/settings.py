@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,25 @@ FLAGS = {
     "format": {"default": "text", "choices": ("text", "jsonl"), "help": "the text, or records with all settings"},
     "out": {"help": "file to write; default: standard output"},
 }
+
+TEMPERATURES = (1e-6, 1e6)  # beyond, logits divided by it may leave float32
+MOST_LENGTH_PENALTY = 8  # a length to a larger power may leave float32
+
+
+def check_length_penalty(value: float) -> None:
+    """UserError for an exponent that leaves no ranking of hypotheses, NaN too."""
+    most = MOST_LENGTH_PENALTY
+    if not abs(value) <= most:
+        raise UserError(f"length_penalty={value} is out of range; it must lie in [-{most}, {most}], and 1 is usual.")
+
+
+def check_text(what: str, text: str) -> None:
+    """UserError for bytes of a command line that were no UTF-8, which Python hands on as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise UserError(f"{what} is no UTF-8 at character {at + 1} ({text[at]!r}); write it in UTF-8.") from None
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -49,10 +67,13 @@ class Generation:
         for name in ("n", "num_beams", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"temperature={self.temperature} is out of range; give 0 (greedy) or more, 0.2 is usual.")
-        if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
-            raise UserError(f"length_penalty={self.length_penalty} is out of range; give 0 or more, 1 is usual.")
+        least, most = TEMPERATURES
+        if self.temperature != 0 and not least <= self.temperature <= most:
+            raise UserError(
+                f"temperature={self.temperature} is out of range; give 0 (greedy), or {least:g} to {most:g}; "
+                "0.2 is usual."
+            )
+        check_length_penalty(self.length_penalty)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is out of range; it must lie in (0, 1], and 1 keeps all tokens.")
         if self.top_k < 0:
@@ -61,6 +82,8 @@ class Generation:
             raise UserError(f"seed={self.seed} is out of range; it must lie in [0, 2^32).")
         if isinstance(self.stop, str) or "" in self.stop:
             raise UserError(f"stop={self.stop!r} must be a tuple of texts, none of them empty.")
+        for text in self.stop:
+            check_text("a stop text", text)
         if self.num_beams > 1 and self.temperature > 0:
             raise UserError(f"num_beams={self.num_beams} draws nothing; set temperature=0, or num_beams=1.")
         if self.temperature == 0 and self.n > self.num_beams:

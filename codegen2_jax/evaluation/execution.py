@@ -61,6 +61,10 @@ class CodeGeneration(abc.ABC):
 
     def __post_init__(self):
         truncation.rule(self.truncation)
+        self.limits()
+        below = [k for k in self.ks or () if k < 1]
+        if below:
+            raise UserError(f"ks={self.ks} is out of range: pass@{below[0]} means nothing; give 1 or more, or None.")
         if not self.temperatures or len(set(self.temperatures)) < len(self.temperatures):
             raise UserError(f"temperatures={self.temperatures} must be at least one, each named once.")
         for temperature in self.temperatures:
@@ -115,7 +119,15 @@ class CodeGeneration(abc.ABC):
             batch_size=self.batch_size,
         )
 
+    def limits(self) -> Limits:
+        """Of every program."""
+        return Limits(cpu_seconds=self.cpu_seconds, memory_mib=self.memory_mib)
+
     # --------------------------------------------------------------------------------------------------- running
+
+    def check(self, call: Call) -> None:
+        """UserError where programs could not be run on this machine."""
+        judging.ready(self.limits(), call, self.packages)
 
     def run(self, call: Call) -> dict[str, Any] | None:
         """Generates, scores, or both; the result, None where nothing was scored."""
@@ -136,15 +148,15 @@ class CodeGeneration(abc.ABC):
         problems = {problem.id: problem for problem in chosen.values()}
         runs, lines, warnings = {}, {id: {"task_id": id} for id in problems}, []
         completions: dict[float, list] = {}
+        isolated = True
         for temperature in self.temperatures:
             path = self.path(call, temperature)
             rows = _complete(records.read(path), problems, path)
             programs = [self.program(problems[row["task_id"]], row) for row in rows]
-            limits = Limits(cpu_seconds=self.cpu_seconds, memory_mib=self.memory_mib)
-            verdicts = judging.judge(
-                programs, limits, call, f"{self.name}, temperature {temperature:g}", self.packages
-            )
+            title = f"{self.name}, temperature {temperature:g}"
+            verdicts = judging.judge(programs, self.limits(), call, title, self.packages)
             judging.check(verdicts)
+            isolated &= all(verdict.isolated for verdict in verdicts)
             runs[f"{temperature:g}"], passed = self._figures(problems, rows, verdicts, path)
             for id, of_one in passed.items():
                 lines[id][f"temperature {temperature:g}"] = of_one
@@ -160,10 +172,9 @@ class CodeGeneration(abc.ABC):
             "truncation": self.truncation,
             "metrics": _headline(runs),
             "temperatures": runs,
-            "sandbox": {"cpu_seconds": self.cpu_seconds, "memory_mib": self.memory_mib,
-                        "unsafe": call.allow_unsafe_execution},
-            "warnings": warnings,
-        }  # fmt: skip
+            "sandbox": {"cpu_seconds": self.cpu_seconds, "memory_mib": self.memory_mib, "isolated": isolated},
+            "warnings": warnings + ([] if isolated else ["programs ran without isolation and could forge verdicts"]),
+        }
 
     def _figures(self, problems, rows, verdicts, path) -> tuple[dict[str, Any], dict[str, dict]]:
         """(figures of a temperature, {problem: its counts})."""

@@ -35,6 +35,11 @@ def judge(
     ]
 
 
+def ready(limits: Limits, call: Call, packages: Sequence[str] = ()) -> None:
+    """UserError where `judge` would refuse: no isolation, a package that is not here, a number of workers."""
+    Sandbox(call.workers, limits, call.allow_unsafe_execution, packages).close()
+
+
 def check(verdicts: Sequence[Verdict]) -> None:
     """UserError where programs could not be judged: a score that counts them either way would mean nothing."""
     unjudged = [verdict for verdict in verdicts if verdict.outcome == "infra"]

@@ -74,13 +74,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} is missing, so there is nothing to score; run the command without --only score first.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            row["task_id"]  # noqa: B018
-        except (ValueError, KeyError, TypeError) as error:
+            row = json.loads(line.decode("utf-8"))
+            if not isinstance(row["task_id"], str | int):
+                raise TypeError("a task_id is text")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} line {number} is no record with a task_id; remove it.") from error
         rows.append(row)
     return rows
@@ -88,9 +89,25 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def settings_of(path: Path) -> dict[str, Any]:
     """What the records of `path` were made with: header and facts; {} for a file from elsewhere."""
+    stored = _stored(path)
+    return {**stored["header"], **stored["facts"]}
+
+
+def _stored(path: Path) -> dict[str, dict[str, Any]]:
+    """{"header", "facts"} of the records of `path`; UserError where their file is damaged."""
     place = path.with_name(path.stem + HEADER_SUFFIX)
-    stored = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-    return {**stored.get("header", {}), **stored.get("facts", {})}
+    if not place.is_file():
+        return {"header": {}, "facts": {}}
+    try:
+        stored = json.loads(place.read_text(encoding="utf-8"))
+        found = {name: stored.get(name, {}) for name in ("header", "facts")}
+        if not all(isinstance(part, dict) for part in found.values()):
+            raise TypeError("a part is no object")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{place} is damaged ({error}); delete it to score without it, or both to draw anew."
+        ) from None
+    return found
 
 
 def throughput(path: Path) -> dict[str, float] | None:
@@ -99,13 +116,14 @@ def throughput(path: Path) -> dict[str, float] | None:
     if not place.is_file():
         return None
     chunks = {}
-    for line in place.read_text(encoding="utf-8").splitlines():
+    names = ("seconds", "tokens", "samples")
+    for line in place.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+            chunks[int(row["chunk"])] = {name: float(row[name]) for name in names}
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # cut short by a kill
-        chunks[row["chunk"]] = row
-    sums = {name: sum(row[name] for row in chunks.values()) for name in ("seconds", "tokens", "samples")}
+    sums = {name: sum(row[name] for row in chunks.values()) for name in names}
     return sums | {"tokens_per_second": sums["tokens"] / max(sums["seconds"], 1e-9)}
 
 
@@ -113,17 +131,7 @@ def _resume(path: Path, work: Work) -> int:
     """How many chunks are complete in the file; what stands behind them is cut off."""
     if not path.is_file():
         return 0
-    stored = path.with_name(path.stem + HEADER_SUFFIX)
-    header = json.loads(stored.read_text(encoding="utf-8"))["header"] if stored.is_file() else {}
-    # Through JSON, as the stored one went.
-    wanted = json.loads(json.dumps(work.header))
-    changed = [name for name in sorted({*header, *wanted}) if header.get(name) != wanted.get(name)]
-    if changed:
-        name = changed[0]
-        raise UserError(
-            f"{path} holds answers of other settings ({name}: {_short(header.get(name))} there, "
-            f"{_short(wanted.get(name))} here); choose another --out, or delete that folder."
-        )
+    check_settings(path, work.header)
     lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line end was cut short
     place, kept = 0, 0
     for number, chunk in enumerate(work.chunks):
@@ -137,6 +145,19 @@ def _resume(path: Path, work: Work) -> int:
         place, kept = place + len(part), number + 1
     os.truncate(path, sum(len(line) + 1 for line in lines[:place]))
     return kept
+
+
+def check_settings(path: Path, header: dict[str, Any]) -> None:
+    """UserError where what lies at `path` was made with another header."""
+    found = _stored(path)["header"]
+    wanted = json.loads(json.dumps(header))  # through JSON, as the stored one went
+    changed = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{path} holds answers of other settings ({name}: {_short(found.get(name))} there, "
+            f"{_short(wanted.get(name))} here); choose another --out, or delete that folder."
+        )
 
 
 def _write_header(path: Path, work: Work) -> None:

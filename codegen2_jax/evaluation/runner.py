@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from codegen2_jax.decoding.generate import generate
+from codegen2_jax.decoding.settings import check_length_penalty
 from codegen2_jax.errors import UserError
 from codegen2_jax.metrics.bleu import codet5_bleu, codet5_smooth_bleu
 from codegen2_jax.metrics.codebleu import codebleu_c_sharp, codebleu_java
@@ -71,8 +72,7 @@ class Decoding:
             value = getattr(self, name)
             if value < 1:
                 raise UserError(f"{name}={value} is out of range; it must be at least 1.")
-        if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
-            raise UserError(f"length_penalty={self.length_penalty} is out of range; give 0 or more, 1 is usual.")
+        check_length_penalty(self.length_penalty)
 
     def identifier(self, beams: int) -> str:
         """What is stored beside every score that was decoded so."""

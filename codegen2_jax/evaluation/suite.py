@@ -28,7 +28,8 @@ class Suite:
     """What is evaluated. Every gin file of `evaluation/` fills one field, so that files given together add up.
 
     A field is a benchmark, a tuple of them, or None. `more` is for a user's own: anything with a `name` and
-    `run(call) -> result or None`.
+    `run(call) -> result or None`; if it has `check(call)`, that comes before anything is generated, and `problems()`
+    counts them for a dry run.
     """
 
     humaneval: Any = None
@@ -66,6 +67,9 @@ class Suite:
         if call.generates:
             record |= {"model": call.subject.name, "model_digest": call.subject.loaded.digest}
             record["parameters"] = call.subject.model.parameters()
+        for benchmark in benchmarks:
+            if call.generates and call.scores and hasattr(benchmark, "check"):
+                benchmark.check(call)  # what would end the call after hours of generation
         for benchmark in benchmarks:
             write_json(path, record)  # whose samples they are, should nothing else be written
             result = benchmark.run(call)
@@ -144,7 +148,9 @@ def _earlier(path: Path, call: Call) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         digest = record["model_digest"]
-    except (ValueError, KeyError) as error:
+        if not isinstance(record["benchmarks"], dict):
+            raise TypeError("its benchmarks are no object")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; delete it, and score again by --only score.") from error
     if call.generates and digest is not None and digest != call.subject.loaded.digest:
         raise UserError(f"{path} holds the results of another model, {record['model']}; choose another --out.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from codegen2_jax.data import understanding as files
@@ -39,16 +40,20 @@ class XSum:
     def name(self) -> str:
         return "xsum" if self.split == "test" else f"xsum_{self.split}"
 
+    def problems(self) -> Sequence[files.Article]:
+        """All articles of the split."""
+        return files.xsum(self.directory, self.split)
+
     def run(self, call: Call) -> dict[str, Any] | None:
         """Generates, scores, or both."""
-        articles = files.xsum(self.directory, self.split)
+        articles = self.problems()
         chosen = {place: articles[place] for place in evenly_spaced(len(articles), self.limit)}
         path = call.directory / self.name / "samples.jsonl"
         if call.generates:
             records.collect(path, self._work(call.subject, chosen), call.tracker)
         if not call.scores:
             return None
-        rows = by_id(records.read(path), [one.id for one in chosen.values()], path)
+        rows = by_id(records.read(path), [one.id for one in chosen.values()], path, completion=str)
         references = [one.summary for one in chosen.values()]
         found = rouge_of_each([rows[one.id]["completion"] for one in chosen.values()], references)
         first = rouge_of_each([first_sentence(one.document) for one in chosen.values()], references)

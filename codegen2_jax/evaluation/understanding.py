@@ -60,16 +60,24 @@ class Choices:
         parts = [self.benchmark] + [self.split] * (self.split != "test") + [f"{self.shots}_shot"] * (self.shots > 0)
         return "_".join(parts)
 
+    def problems(self) -> Sequence[Question]:
+        """All questions of the split."""
+        return files.questions(self.benchmark, self.directory, self.split)
+
     def run(self, call: Call) -> dict[str, Any] | None:
         """Answers, scores, or both."""
-        questions = files.questions(self.benchmark, self.directory, self.split)
+        questions = self.problems()
         chosen = [questions[place] for place in evenly_spaced(len(questions), self.limit)]
         path = call.directory / self.name / "answers.jsonl"
         if call.generates:
             records.collect(path, self._work(call.subject, chosen), call.tracker)
         if not call.scores:
             return None
-        rows = by_id(records.read(path), [one.id for one in chosen], path)
+        rows = by_id(records.read(path), [one.id for one in chosen], path, log_probabilities=list)
+        for one in chosen:
+            scores = rows[one.id]["log_probabilities"]
+            if len(scores) != len(one.choices) or not all(isinstance(score, int | float) for score in scores):
+                raise UserError(f"{path}: {one.id} needs {len(one.choices)} log_probabilities, not {str(scores)[:60]}.")
         return self._result(path, chosen, rows) | {"problems": len(chosen), "of": len(questions)}
 
     def _work(self, subject: Subject, chosen: Sequence[Question]) -> records.Work:
@@ -163,16 +171,20 @@ class LastWords:
     def name(self) -> str:
         return "lambada" if self.split == "test" else f"lambada_{self.split}"
 
+    def problems(self) -> Sequence[tuple[str, str, str]]:
+        """All passages of the split, see `data.understanding.lambada`."""
+        return files.lambada(self.directory, self.split)
+
     def run(self, call: Call) -> dict[str, Any] | None:
         """Reads, scores, or both."""
-        rows = files.lambada(self.directory, self.split)
+        rows = self.problems()
         chosen = [rows[place] for place in evenly_spaced(len(rows), self.limit)]
         path = call.directory / self.name / "answers.jsonl"
         if call.generates:
             records.collect(path, self._work(call.subject, chosen), call.tracker)
         if not call.scores:
             return None
-        found = by_id(records.read(path), [id for id, _, _ in chosen], path)
+        found = by_id(records.read(path), [id for id, _, _ in chosen], path, greedy=bool, log_probability=float)
         write_lines(path.with_name("problems.jsonl"), [
             {"task_id": id, "expected": word.strip(), "correct": found[id]["greedy"]} for id, _, word in chosen
         ])  # fmt: skip
@@ -233,21 +245,23 @@ class CloneRetrieval:
     def name(self) -> str:
         return "poj104" if self.split == "test" else f"poj104_{self.split}"
 
+    def problems(self) -> Sequence[files.Labelled]:
+        """All programs of the split."""
+        return files.poj104(self.directory, self.split)
+
     def run(self, call: Call) -> dict[str, Any] | None:
         """Computes vectors, scores them, or both."""
-        programs = files.poj104(self.directory, self.split)
+        programs = self.problems()
         chosen = _whole_classes(programs, self.limit)
         path = call.directory / self.name / "vectors.npy"
         if call.generates:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, self._vectors(call, [one.code for one in chosen]), allow_pickle=False)
-            header = {"benchmark": self.name, **call.subject.facts, **_settings(self)}
-            records.write_json(path.with_name("vectors.settings.json"), {"header": header, "facts": {}})
+            self._compute(call, path, [one.code for one in chosen])
         if not call.scores:
             return None
         if not path.is_file():
             raise UserError(f"{path} is missing, so there is nothing to score; leave --only score out first.")
-        vectors_ND, labels = np.load(path, allow_pickle=False), [one.label for one in chosen]
+        labels = [one.label for one in chosen]
+        vectors_ND = _read_vectors(path, len(labels))
         scores_N = classification.average_precision_at_r(vectors_ND, labels)
         write_lines(path.with_name("problems.jsonl"), [
             {"task_id": f"{one.label}/{one.id}", "average_precision_at_r": None if np.isnan(score) else float(score)}
@@ -269,21 +283,56 @@ class CloneRetrieval:
             "warnings": [],
         }
 
-    def _vectors(self, call: Call, codes: Sequence[str]) -> np.ndarray:
+    def _compute(self, call: Call, path: Path, codes: Sequence[str]) -> None:
+        """Writes the vectors; what a killed call left beside them is gone on from."""
+        partial, settings = path.with_name("vectors.partial.npy"), path.with_name("vectors.settings.json")
+        header = {"benchmark": self.name, **call.subject.facts, **_settings(self), "programs_sha256": _digest(codes)}
+        if path.is_file() or partial.is_file():
+            records.check_settings(path, header)
+        if path.is_file():
+            call.tracker.message(f"{path}: all {len(codes)} vectors are there.")
+            return
+        records.write_json(settings, {"header": header, "facts": {}})
+        self._fill(call, partial, codes)
+        partial.replace(path)
+
+    def _fill(self, call: Call, path: Path, codes: Sequence[str]) -> None:
+        """Computes the rows [N, D] of a file that are not there yet, which are NaN in it."""
         subject, limit = call.subject, positions(call.subject.model)
         most = int(min(self.max_tokens, limit))
         ids = [request.ids[:most] for request in requests_of(subject.model, subject.vocabulary, list(codes))]
         query = jax.jit(lambda params, tokens_BS, mask_BS: subject.model.query(params, tokens_BS, mask_BS))
-        found: dict[int, np.ndarray] = {}
-        with call.tracker.progress(self.name, len(ids)) as progress:
+        vectors_ND, done = None, set()
+        if path.is_file():
+            vectors_ND = _read_vectors(path, len(ids), "r+")
+            done = set(np.flatnonzero(np.isfinite(vectors_ND).all(axis=1)).tolist())
+        with call.tracker.progress(self.name, len(ids), first=len(done)) as progress:
             for group in by_length(list(map(len, ids)), self.batch_size, most):
+                if done.issuperset(group):
+                    continue
                 length = padded_length(max(len(ids[i]) for i in group), most)
                 rows = [np.asarray(ids[i], np.int32) for i in group]
                 rows += [rows[-1]] * (self.batch_size - len(rows))
                 vectors_BD = np.asarray(query(subject.params, *converters.pad(rows, length, 0)))
-                found |= dict(zip(group, vectors_BD, strict=False))
-                progress.update(len(found))
-        return np.stack([found[i] for i in range(len(ids))])
+                if vectors_ND is None:
+                    new = path.with_name("vectors.new.npy")  # under its name only when all of it is NaN
+                    np.save(new, np.full((len(ids), vectors_BD.shape[1]), np.nan, vectors_BD.dtype))
+                    new.replace(path)
+                    vectors_ND = np.load(path, mmap_mode="r+")
+                vectors_ND[group] = vectors_BD[: len(group)]
+                vectors_ND.flush()
+                done.update(group)
+                progress.update(len(done))
+
+
+def _read_vectors(path: Path, rows: int, mmap_mode: str | None = None) -> np.ndarray:
+    try:
+        vectors_ND = np.load(path, mmap_mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and compute the vectors again.") from None
+    if vectors_ND.ndim != 2 or len(vectors_ND) != rows:
+        raise UserError(f"{path} holds {vectors_ND.shape}, not {rows} vectors; compute them again.")
+    return vectors_ND
 
 
 def _whole_classes(programs: Sequence[files.Labelled], limit: int | None) -> list[files.Labelled]:
@@ -310,12 +359,17 @@ def by_length(lengths: Sequence[int], rows: int, limit: float) -> list[list[int]
     return found
 
 
-def by_id(rows: Sequence[dict], ids: Sequence[str], path: Path) -> dict[str, dict]:
-    """The records by problem; UserError where one is missing."""
+def by_id(rows: Sequence[dict], ids: Sequence[str], path: Path, **fields: type) -> dict[str, dict]:
+    """The records by problem; UserError where one is missing, or has a field of another type than `fields` says."""
     found = {row["task_id"]: row for row in rows}
     missing = [id for id in ids if id not in found]
     if missing:
         raise UserError(f"{path} has no answer to {len(missing)} problems, the first {missing[0]}; answer them first.")
+    for id in ids:
+        for name, kind in fields.items():
+            value = found[id].get(name)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise UserError(f"{path}: {name} of {id} is {str(value)[:60]!r}, no {kind.__name__}; answer it again.")
     return found
 
 

@@ -10,6 +10,7 @@ from codegen2_jax.interop.layouts import (
     OURS,
     Row,
     Source,
+    check_sizes,
     first_id,
     ours_for,
     ours_of,
@@ -59,6 +60,7 @@ def read(
 ) -> tuple[CodeGenConfig, list[Row], dict[str, Stored], tuple[str, ...], int]:
     """(config, rows, weights without buffers, notes, shards) of a configuration and the files beside it."""
     config = _config(raw, source.name)
+    check_sizes(source.name, config, stored)
     mp_num, because = qkv_layout.decide(config, raw, source)
     notes = (f"qkv layout: {mp_num} shards, by {'; '.join(because)}",)
     return config, rows(config, mp_num), without(stored, BUFFERS, source.name), notes, mp_num

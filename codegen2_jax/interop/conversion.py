@@ -91,6 +91,11 @@ def convert(
     path, target = resolve(source), Path(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
         raise UserError(f"{target} is not empty; give a new directory, or --overwrite.")
+    above = next(place for place in (target, *target.absolute().parents) if place.exists())
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, so no directory {target} can be made in it; give another --to.")
+    if keep_original_config and not (path.is_dir() and (path / CONFIG).is_file()):
+        raise UserError(f"--keep_original_config keeps a {CONFIG}, and {path} has none; drop it.")
     if target.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
         raise UserError(f"{target} is where the model lies; give another directory.")
     model, kind, tokenizer = _open(path, mp_num, jaxformer_config, write_llama2c_tokenizer)
@@ -98,12 +103,14 @@ def convert(
     say(f"{model.parameters():,} parameters in {', '.join(model.dtypes())}")
     for note in model.notes:
         say(note)
+    if export_mp_num is not None and model.mp_num is None:
+        raise UserError(f"--export_mp_num={export_mp_num} is for CodeGen; {source} has no fused weights, so drop it.")
     if model.mp_num is not None and verify is not False:
         for line in _verified(model, path, encoder, insist=bool(verify)):
             say(line)
     elif verify:
         raise UserError(f"--verify_layout is for CodeGen; {source} has no fused weights, so drop it.")
-    original = path / CONFIG if keep_original_config and path.is_dir() else None
+    original = path / CONFIG if keep_original_config else None
     parts = _finite(model)
     options = {"mp_num": export_mp_num, "original": original, "max_shard_size": shard_size}
     written = huggingface.write_model(target, model.config, parts, dtype, **options)

@@ -46,10 +46,11 @@ def open_model(directory: str | Path, *, mp_num: int | None = None) -> ForeignMo
     """
     directory = Path(directory)
     raw = read_json(directory / CONFIG)
-    family = FAMILIES.get(raw.get("model_type"))
+    kind = raw.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         known = "'t5' (T5, CodeT5, CodeT5+ 220M and 770M), 'codegen' (CodeGen1 and 2) and 'llama' (CodeGen2.5)"
-        raise UserError(f"{directory / CONFIG} describes model_type {raw.get('model_type')!r}; only {known} are read.")
+        raise UserError(f"{directory / CONFIG} describes model_type {kind!r}; only {known} are read.")
     stored, metadata = open_weights(directory)
     source = Source(name=str(directory), directory=directory, metadata=metadata, mp_num=mp_num)
     return opened(family, raw, stored, source)

@@ -6,6 +6,7 @@ our arrays are in one foreign weight (three where a file fuses q, k and v), and 
 
 import dataclasses
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,12 @@ from codegen2_jax.interop.safetensors_files import Stored
 LOG = logging.getLogger(__name__)
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 OURS = "codegen2_jax"  # the key of config.json under which we keep what the format has no place for
+
+# What our configurations call the sizes that a file's weights must bear out.
+SIZES = (
+    *("vocab_size", "d_model", "num_layers", "num_encoder_layers", "num_decoder_layers"),
+    *("num_heads", "num_kv_heads", "head_dim", "d_ff"),
+)
 
 Place = tuple[str, ...]
 """The keys that lead to an array of our tree."""
@@ -244,11 +251,27 @@ def check(source: str, rows: list[Row], stored: Mapping[str, Stored], described_
         )
 
 
+def check_sizes(source: str, config: Any, stored: Mapping[str, Stored]) -> None:
+    """Raises UserError for more layers than there are weights, or a width beyond all their numbers.
+
+    Before the table of rows is made: its length follows a number that anybody can write into a configuration.
+    """
+    numbers = sum(math.prod(tensor.shape) for tensor in stored.values())
+    for name in SIZES:
+        limit, what = (len(stored), "weights") if name.endswith("layers") else (numbers, "numbers")
+        value = getattr(config, name, 0)
+        if value > limit:
+            raise UserError(
+                f"{source} describes {name}={value}, its files hold {limit} {what} in all; is its configuration "
+                "another model's? Correct it, or copy both again."
+            )
+
+
 def without(stored: Mapping[str, Stored], pattern: str, source: str) -> dict[str, Stored]:
     """The tensors but for buffers that old files hold beside the weights; what is dropped is logged in one line."""
-    dropped = [name for name in stored if re.fullmatch(pattern, name)]
+    dropped = dict.fromkeys(name for name in stored if re.fullmatch(pattern, name))
     if dropped:
-        LOG.info("%s: dropped %d buffers that are no weights (%s).", source, len(dropped), listed(dropped, 2))
+        LOG.info("%s: dropped %d buffers that are no weights (%s).", source, len(dropped), listed([*dropped], 2))
     return {name: tensor for name, tensor in stored.items() if name not in dropped}
 
 

@@ -28,6 +28,8 @@ def open_llama2c(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     good = min(sizes.values()) > 0 and max(D, F, V) * D < MOST and D % N == 0 and N % G == 0 and (D // N) % 2 == 0
     if not good:
         raise UserError(f"{path} is no llama2.c file: its header says {sizes}; give the .bin of version 0.")
+    if 4 * D * L > length:  # of its norms alone; before a table of all layers is made
+        raise UserError(f"{path} has {length} bytes, too few for its header {sizes}; it is damaged, so copy it again.")
     stored, at = _weights(path, D, F, L, N, G, V)
     at += 2 * T * (D // N // 2) * 4  # tables of cosines and sines, which everybody makes anew
     if not tied:

@@ -11,6 +11,7 @@ from codegen2_jax.interop.layouts import (
     OURS,
     Row,
     Source,
+    check_sizes,
     equal,
     first_id,
     into_heads,
@@ -65,6 +66,7 @@ def read(
 ) -> tuple[LlamaConfig, list[Row], dict[str, Stored], tuple[str, ...], None]:
     """(config, rows, weights without buffers and repeated tables, notes, None)."""
     config = _config(raw, f"{source.name}/config.json" if source.directory else source.name)
+    check_sizes(source.name, config, stored)
     stored = without(stored, BUFFERS, source.name)
     if config.tie_word_embeddings and HEAD in stored:
         if TABLE in stored and not equal(stored[HEAD], stored[TABLE]):
@@ -104,7 +106,7 @@ def _config(raw: Mapping[str, Any], path: str) -> LlamaConfig:
             **ids,
             **ours_of(raw),
         )
-    except (TypeError, ZeroDivisionError) as error:
+    except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{path} holds a value of a wrong type ({one_line(error)}); correct it.") from None
 
 
@@ -116,9 +118,12 @@ def _theta(raw: Mapping[str, Any], path: str) -> float:
         if found is None:
             continue
         kind = found.get("rope_type", found.get("type", "default")) if isinstance(found, Mapping) else found
-        if kind not in (None, "default") or found.get("partial_rotary_factor", 1.0) != 1.0:
+        is_plain = isinstance(found, Mapping) and kind in (None, "default")
+        if not is_plain or found.get("partial_rotary_factor", 1.0) != 1.0:
             raise UserError(f"{path} asks for {name} {kind!r}; only plain rotary positions ('default') are read.")
         theta = found.get("rope_theta", theta)
+    if not isinstance(theta, int | float):
+        raise UserError(f"{path} gives rope_theta {theta!r}, which is no number; 10000.0 is usual, so correct it.")
     return float(theta)
 
 

@@ -8,6 +8,7 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.interop.layouts import (
     Row,
     Source,
+    check_sizes,
     equal,
     first_id,
     into_heads,
@@ -66,6 +67,7 @@ def read(
 ) -> tuple[T5Config, list[Row], dict[str, Stored], tuple[str, ...], None]:
     """(config, rows, weights without repeated tables, notes, None) of a configuration and the files beside it."""
     config = _config(raw, f"{source.name}/config.json")
+    check_sizes(source.name, config, stored)
     shared = stored.get("shared.weight")
     if shared is None:  # some exports keep the table only under the encoder's name
         repeated = [name for name in (*REPEATED_TABLES, "lm_head.weight") if name in stored]

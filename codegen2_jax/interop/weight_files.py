@@ -57,7 +57,9 @@ def inside(directory: Path, name: str) -> Path:
 def _open_shards(directory: Path, index: Path, read: Callable[[Path], Opened]) -> Opened:
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {shard: {name for name in shard_of if shard_of[name] == shard} for shard in shard_of.values()}
+        shards: dict[str, set[str]] = {}
+        for name, shard in shard_of.items():
+            shards.setdefault(shard, set()).add(name)
         if not all(isinstance(shard, str) for shard in shards):
             raise TypeError("a shard's name is no text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -34,9 +34,10 @@ class CodeGenConfig(DecoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+        whole = isinstance(self.rotary_dim, int)
+        if not whole or not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
             raise UserError(
-                f"CodeGenConfig.rotary_dim={self.rotary_dim} must be even and at most head_dim={self.head_dim}."
+                f"CodeGenConfig.rotary_dim={self.rotary_dim!r} must be even and at most head_dim={self.head_dim}."
             )
         if self.initialisation not in INITIALISATIONS:
             raise UserError(f"initialisation={self.initialisation!r} is unknown; choose one of {INITIALISATIONS}.")

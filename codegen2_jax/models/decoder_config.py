@@ -6,7 +6,7 @@ import flax.linen as nn
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention_kernels import IMPLEMENTATIONS, Implementation
-from codegen2_jax.models.layers import DTYPES, REMATS, Remat
+from codegen2_jax.models.layers import DTYPES, REMATS, Remat, check_positive
 
 SIZES = ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "head_dim", "max_positions")
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -60,8 +60,10 @@ class DecoderConfig:
                 raise UserError(f"{name}.{field}={getattr(self, field)!r} is unknown; choose one of {choices}.")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(f"{name}.dropout_rate={self.dropout_rate} must lie in [0, 1); CodeGen2 has 0.")
+        check_positive(self, "layer_norm_epsilon", "rms_norm_epsilon", "rope_theta")
         for field in IDS:
-            if not 0 <= (getattr(self, field) or 0) < self.vocab_size:
+            value = getattr(self, field)
+            if value is not None and not (isinstance(value, int) and 0 <= value < self.vocab_size):
                 raise UserError(f"{name}.{field}={getattr(self, field)} is outside vocab_size={self.vocab_size}.")
 
     has_head_bias = False

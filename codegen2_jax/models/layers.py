@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from codegen2_jax.errors import UserError
 from codegen2_jax.models.placement import constrain
 
 DTYPES = ("float32", "bfloat16")  # of the computation
@@ -38,6 +39,14 @@ REMATS = {
 
 # ------------------------------------------------------------------------------------------------------ hashed noise
 # Threefry takes XLA about a second of compilation per array on CPU and seconds of a training step; this takes neither.
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """UserError for a field of a configuration, where it has it, that is no finite number above 0."""
+    for name in names:
+        value = getattr(config, name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{type(config).__name__}.{name}={value!r} is no finite number above 0; give the real one.")
 
 
 def _mix(bits, salt):

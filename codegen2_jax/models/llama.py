@@ -31,9 +31,9 @@ class LlamaConfig(DecoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+        if not isinstance(self.num_kv_heads, int) or self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"LlamaConfig.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}; "
+                f"LlamaConfig.num_kv_heads={self.num_kv_heads!r} must divide num_heads={self.num_heads}; "
                 "equal numbers are plain multi-head attention."
             )
         if self.head_dim % 2:

@@ -21,6 +21,7 @@ from codegen2_jax.models.layers import (
     Remat,
     RMSNorm,
     accumulated,
+    check_positive,
     dropout,
     rematerialised,
     seeds,
@@ -71,6 +72,7 @@ class T5Config:
         for name, choices in (choices_of | {"attention": IMPLEMENTATIONS}).items():
             if getattr(self, name) not in choices:
                 raise UserError(f"T5Config.{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
+        check_positive(self, "layer_norm_epsilon", "relative_attention_max_distance")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(f"T5Config.dropout_rate={self.dropout_rate} must lie in [0, 1); 0.1 is usual.")
         if self.relative_attention_buckets < 4 or self.relative_attention_buckets % 4:

@@ -64,7 +64,7 @@ def read(file: str, language: str) -> list[Program]:
         where = f"{file} line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is no JSON: {error}.") from error
         if isinstance(record, dict):
             record = {"language": language, **record}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen2_jax import json_files
+from codegen2_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -54,7 +55,11 @@ class Tracker:
         self._console = None
         self._live = None
         if self._writes:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"{directory} cannot be made or is no folder ({reason}); choose another.") from None
 
     def resume(self, step: int) -> None:
         """Drops the lines beyond `step` (all of them for -1), and a last line that a kill cut short.

@@ -1,5 +1,6 @@
 """The loaders of benchmarks: published sizes and identities where the files are, faults named where they are not."""
 
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -114,6 +115,53 @@ def test_official_files_of_the_others(tmp_path):
 def test_what_is_missing_is_named(tmp_path, read, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path)
+
+
+HUMAN_EVAL = {"task_id": "a", "prompt": "def f():\n", "canonical_solution": " x", "test": "", "entry_point": "f"}
+MBPP = {"task_id": 11, "text": "t", "code": "def f(): pass", "test_list": ["f()"], "test_setup_code": ""}
+MBPP |= {"challenge_test_list": []}
+TURNS = {"id": 1, "prompts": ["{x}"], "inputs": [{"x": 1}], "outputs": [1]}
+QUESTION, CHOICE = {"sentence": "question: a"}, {"goal": "g", "sol1": "a", "sol2": "b"}
+DAMAGED = [
+    ("HumanEval.jsonl", b"5\n", human_eval, "row 1 is a int"),
+    ("HumanEval.jsonl", b"[" * 100_000, human_eval, "is damaged"),
+    ("HumanEval.jsonl", HUMAN_EVAL | {"prompt": 3}, human_eval, "row 1: prompt is a int"),
+    ("HumanEval.jsonl", HUMAN_EVAL | {"prompt": "def f(:\n"}, human_eval, "the code of a is no Python"),
+    ("HumanEval.jsonl", HUMAN_EVAL | {"prompt": "\0"}, human_eval, "the code of a is no Python"),
+    ("HumanEval.jsonl", HUMAN_EVAL | {"task_id": ["a"]}, human_eval, "task_id is"),
+    ("mbpp.jsonl", MBPP | {"task_id": "x"}, lambda folder: mbpp(folder, prompt="zero_shot"), "'x' is no number"),
+    ("mbpp.jsonl", MBPP | {"test_list": "f()"}, lambda folder: mbpp(folder, prompt="zero_shot"), "test_list is 'f"),
+    ("mbpp.jsonl", MBPP | {"code": "def"}, lambda folder: mbpp(folder, prompt="zero_shot"), "the code of 11"),
+    ("mtpb.jsonl", TURNS | {"inputs": [{"y": 1}]}, mtpb.conversations, "row 1: a turn takes no inputs"),
+    ("mtpb.jsonl", TURNS | {"inputs": [3]}, mtpb.conversations, "row 1: a turn takes no inputs"),
+    ("mtpb.jsonl", TURNS | {"max_gen_length": "x"}, mtpb.conversations, "max_gen_length is 'x'"),
+    *(
+        ("dev.jsonl", QUESTION | {"label": label}, lambda folder: understanding.boolq(folder, "test"), "one of False")
+        for label in ("true", 1, "yes", None)
+    ),
+    ("dev.jsonl", {"sentence": 1, "label": True}, lambda folder: understanding.boolq(folder, "test"), "must be text"),
+    ("test.jsonl", {"func": "f", "target": 2}, lambda folder: understanding.defect(folder, "test"), "one of 0, '0'"),
+    ("valid.jsonl", CHOICE, lambda folder: understanding.piqa(folder, "test"), "line 1 of valid-labels.lst"),
+    ("test.jsonl", {"code": "", "label": "x"}, lambda folder: understanding.poj104(folder, "test"), "label 'x'"),
+    ("validation.parquet", b"junk", lambda folder: understanding.xsum(folder, "valid"), "parquet is damaged"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "read", "message"), DAMAGED)
+def test_what_is_damaged_is_named(tmp_path, file, content, read, message):
+    (tmp_path / "valid-labels.lst").write_text("5\n")
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(UserError) as error:
+        read(tmp_path)
+    assert message in str(error.value)
+
+
+def test_a_file_that_cannot_be_unpacked_is_named(tmp_path):
+    packed = bytearray(gzip.compress(b'{"task_id": "a"}\n' * 1000))
+    packed[10] = 7  # no kind of block has this number
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(packed)
+    with pytest.raises(UserError, match="HumanEval.jsonl.gz is damaged"):
+        human_eval(tmp_path)
 
 
 def test_training_looks_for_the_sets_that_are_at_hand(tmp_path, monkeypatch):

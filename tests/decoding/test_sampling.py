@@ -9,6 +9,7 @@ import pytest
 from toy_decoders import Table
 
 from codegen2_jax.decoding import sampling
+from codegen2_jax.decoding.settings import TEMPERATURES
 from codegen2_jax.errors import NonFiniteError
 from codegen2_jax.models.codegen import CodeGenConfig
 from codegen2_jax.models.decoder_only import DecoderOnly
@@ -135,6 +136,18 @@ def test_the_ends_of_the_distribution_are_possible_tokens(uniform, token):
     logits_11V = jnp.full((1, 1, 9), -jnp.inf).at[..., jnp.asarray([2, 5])].set(0.3)
     found_11, _ = sampling.choose(logits_11V, jnp.full((1, 1), uniform), temperature=1.0)
     assert int(found_11[0, 0]) == token
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_the_limits_of_temperature_are_still_a_distribution(temperature):
+    logits_1KV = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 50)), jnp.float32) * 1000
+    uniform_1K = jnp.linspace(0, 0.999, 64)[None]
+    token_1K, _ = sampling.choose(logits_1KV, uniform_1K, temperature=jnp.float32(temperature), top_p=jnp.float32(1.0))
+    if temperature < 1:
+        np.testing.assert_array_equal(token_1K, jnp.argmax(logits_1KV, -1))
+    else:
+        np.testing.assert_allclose(token_1K[0], np.arange(64) * 50 // 64, atol=1)
+
 
 
 def test_no_temperature_is_the_likeliest_token():

@@ -237,6 +237,8 @@ def test_cache_lengths_double_up_to_what_is_fed():
 def test_no_beams_are_refused():
     with pytest.raises(UserError, match="num_beams=0"):
         beam_search(None, None, None, batch_size=1, max_length=5, num_beams=0, **IDS)
+    with pytest.raises(UserError, match="length_penalty=nan"):
+        beam_search(None, None, None, batch_size=1, max_length=5, num_beams=2, length_penalty=float("nan"), **IDS)
 
 
 def test_generation_sees_the_prompt_and_neither_padding_nor_neighbours():

@@ -249,6 +249,9 @@ def test_prompts_are_cut_where_the_model_has_no_room(subject):
         (lambda: HumanEval(temperatures=()), "at least one"),
         (lambda: HumanEval(truncation="codegen"), "choose one of codegen1"),
         (lambda: HumanEval(limit=0), "limit=0"),
+        (lambda: HumanEval(ks=(0,)), "pass@0 means nothing"),
+        (lambda: HumanEval(cpu_seconds=-1.0), "cpu_seconds=-1.0"),
+        (lambda: HumanEval(memory_mib=1), "memory_mib=1 starts no interpreter"),
         (lambda: HumanEval(prompt_form="fim"), "prompt_form"),
         (lambda: MBPP(directory="x", split="dev").problems(), "split='dev'"),
         (lambda: HumanEvalInfill(directory="x", subset="two_line"), "two_line"),
@@ -294,3 +297,53 @@ def test_another_models_results_are_kept(tmp_path, subject, humaneval_file):
     (tmp_path / "evaluation.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="results of another model, other"):
         Suite(humaneval=HumanEval(file=humaneval_file)).run(call(tmp_path, subject, "generate"))
+    for damaged in ("[]", '{"model_digest": null, "benchmarks": []}', "{"):
+        (tmp_path / "evaluation.json").write_text(damaged)
+        with pytest.raises(UserError, match="evaluation.json is damaged"):
+            Suite(humaneval=HumanEval(file=humaneval_file)).run(call(tmp_path, step="score"))
+
+
+def test_nothing_is_started_that_was_only_to_be_shown(humaneval_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--gin_file=evaluation/humaneval.gin", f"--gin.HUMANEVAL_FILE='{humaneval_file}'"]
+    assert evaluate.main([*arguments, "--print_config"]) == 0
+    assert f"HUMANEVAL_FILE = '{humaneval_file}'" in capsys.readouterr().out.replace("\\\n    ", "")
+    assert evaluate.main([*arguments, "--dry_run", "--model", "nowhere"]) == 0
+    assert capsys.readouterr().out == "humaneval: 3 problems\n" and not list(tmp_path.iterdir())
+    (tmp_path / "afile").touch()
+    for flags, message in [
+        (["--show_batch"], "--show_batch is for training"),
+        (["--model_dir=x"], "--model_dir is for training"),
+        (["--profile_steps=1:2"], "--profile_steps is for training"),
+        (["--distributed=on"], "--distributed is for training"),
+        (["--only", "score", "--dtype", "float99"], "--dtype has no effect with --only score"),
+        (["--only", "score", "--vocabulary", "x"], "--vocabulary has no effect"),
+        (["--only", "generate", "--workers", "4"], "--workers has no effect with --only generate"),
+        (["--only", "score", "--out", "afile"], "afile cannot be made or is no folder"),
+    ]:
+        assert evaluate.main([*arguments, "--out", "y", *flags]) == 2, flags
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and len(error.splitlines()) == 1 and message in error
+
+
+def test_what_cannot_be_run_is_told_before_anything_is_generated(subject, humaneval_file, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise UserError("no bwrap")
+
+    monkeypatch.setattr(judging, "Sandbox", refuse)
+    with pytest.raises(UserError, match="no bwrap"):
+        Suite(humaneval=HumanEval(file=humaneval_file)).run(call(tmp_path, subject))
+    assert not (tmp_path / "humaneval").exists()
+
+
+def test_results_say_whether_programs_were_isolated(humaneval_file, tmp_path, monkeypatch):
+    """By what happened: a machine that has walls uses them whatever was allowed."""
+    benchmark = HumanEval(file=humaneval_file)
+    write_samples(tmp_path, benchmark.name, [(one["task_id"], one["canonical_solution"]) for one in PROBLEMS])
+    for isolated in (True, False):
+        def judge(programs, *_, isolated=isolated):
+            return [Verdict(one.name, "passed", "", 0.0, 0.0, isolated=isolated) for one in programs]
+
+        monkeypatch.setattr(judging, "judge", judge)
+        result = benchmark.run(call(tmp_path, step="score"))
+        assert result["sandbox"]["isolated"] is isolated and bool(result["warnings"]) is not isolated

@@ -70,3 +70,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match="line 3"):
         records.read(path)
     assert records.throughput(path) is None and records.settings_of(path) == {}
+    for line in (b'{"task_id": ["a"]}', b'{"task_id": "a", "completion": "\xe9"}', b'"task_id"', b"[" * 100_000):
+        path.write_bytes(line + b"\n")
+        with pytest.raises(UserError, match="line 1 is no record"):
+            records.read(path)
+    (tmp_path / "samples.timing.jsonl").write_text('{"chunk": 0}\n5\n')
+    assert records.throughput(path)["tokens"] == 0
+    for text in ("{broken", "[]", '{"header": []}'):
+        (tmp_path / "samples.settings.json").write_text(text)
+        with pytest.raises(UserError, match="samples.settings.json is damaged"):
+            records.settings_of(path)

@@ -10,7 +10,7 @@ from toy_decoders import byte_vocabulary
 
 from codegen2_jax.data import understanding as files
 from codegen2_jax.errors import UserError
-from codegen2_jax.evaluation import records
+from codegen2_jax.evaluation import records, understanding
 from codegen2_jax.evaluation.likelihood import Scorer
 from codegen2_jax.evaluation.subject import Call, Subject
 from codegen2_jax.evaluation.suite import Suite
@@ -114,6 +114,40 @@ def test_clones_are_ranked_by_vectors(tmp_path, subject):
     assert result["metrics"]["same_class"]["value"] == pytest.approx(100 * 2 / 11)
     part = CloneRetrieval(directory=str(tmp_path), limit=6).run(call(tmp_path / "part", subject))
     assert part["problems"] == 6 and part["classes"] == 2
+
+
+def test_vectors_of_a_killed_call_are_kept(tmp_path, subject, monkeypatch):
+    write(tmp_path / "all.jsonl", [{"label": str(81 + i % 2), "index": str(i), "code": f"f({i});"} for i in range(6)])
+    benchmark, place, asked = CloneRetrieval(directory=str(tmp_path), batch_size=2), tmp_path / "out", []
+    pad = understanding.converters.pad
+
+    def dying(rows, *rest):
+        asked.append(len(rows))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return pad(rows, *rest)
+
+    monkeypatch.setattr(understanding.converters, "pad", dying)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(call(place, subject, "generate"))
+    for _ in range(2):  # the second finds all of them
+        benchmark.run(call(place, subject, "generate"))
+        assert len(asked) == 4  # one died, three of two rows each were made, the first of them before
+    asked.clear()
+    asked += [0] * 2
+    benchmark.run(call(tmp_path / "whole", subject, "generate"))
+    found, whole = (folder / "poj104/vectors.npy" for folder in (place, tmp_path / "whole"))
+    assert found.read_bytes() == whole.read_bytes() and not found.with_name("vectors.partial.npy").exists()
+    with pytest.raises(UserError, match="other settings .max_tokens: 400 there, 3 here"):
+        CloneRetrieval(directory=str(tmp_path), batch_size=2, max_tokens=3).run(call(place, subject, "generate"))
+    found.write_bytes(b"junk")
+    with pytest.raises(UserError, match="vectors.npy is damaged"):
+        benchmark.run(call(place, step="score"))
+    write(tmp_path / "lambada_test.jsonl", [{"text": "a b"}])
+    (tmp_path / "lambada").mkdir()
+    write(tmp_path / "lambada/answers.jsonl", [{"task_id": "test/1", "greedy": "yes", "log_probability": -1.0}])
+    with pytest.raises(UserError, match="greedy of test/1 is 'yes', no bool"):
+        LastWords(directory=str(tmp_path)).run(call(tmp_path, step="score"))
 
 
 def test_summaries_are_scored_beside_the_first_sentence(tmp_path, subject):

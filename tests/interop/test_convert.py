@@ -113,13 +113,19 @@ def test_an_unknown_layout_is_an_error_and_the_flag_its_remedy(model, tmp_path, 
         (["--from", "nano-t5", "--to", "{new}"], "did you mean 'nano_t5'"),
         (["--from", "{full}", "--to", "{new}"], "config.json does not exist"),
         (["--from", "{model}", "--to", "{new}", "--export_mp_num", "3"], "does not divide"),
+        (["--from", "nano_t5", "--to", "{new}", "--export_mp_num", "8"], "--export_mp_num=8 is for CodeGen"),
+        (["--from", "{file}.bin", "--to", "{new}", "--keep_original_config"], "--keep_original_config keeps a config"),
+        (["--from", "{model}", "--to", "{file}/x"], "is a file, so no directory"),
+        (["--from", "{model}", "--to", "/proc/x"], "/proc/x cannot be read or written"),
     ],
 )
 def test_mistakes_are_one_line(model, tmp_path, capsys, arguments, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = files(model)
-    places = {"full": tmp_path / "full", "model": model, "new": tmp_path / "new"}
+    (tmp_path / "file").touch()
+    (tmp_path / "file.bin").touch()
+    places = {"full": tmp_path / "full", "model": model, "new": tmp_path / "new", "file": tmp_path / "file"}
     code, _, err = command(capsys, *(argument.format(**places) for argument in arguments))
     assert code == 2 and err.count("\n") == 1 and words in err
     assert files(tmp_path / "full") == {"notes.txt": b"mine"} and files(model) == before

@@ -56,6 +56,13 @@ def test_mistakes_are_one_line(records, flags, message, isolated, tmp_path, caps
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
 
 
+def test_a_line_that_nests_without_end_is_one_line(tmp_path, capsys):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    assert door.main([str(tmp_path / "deep.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert "line 1 is no JSON" in said and said.startswith("error: ") and said.count("\n") == 1
+
+
 def test_a_language_that_is_not_installed_is_refused_at_once(isolated, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     languages.find.cache_clear()
