@@ -23,9 +23,14 @@ INFILL_SETS = {
 }
 # By task_id, first and last (google-research/google-research `mbpp/README.md`).
 MBPP_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974), "all": (1, 974)}
-MBPP_PROMPTS = ("few_shot", "zero_shot")
 MBPP_SHOTS = (2, 3, 4)
 MBPP_STOP = "[DONE]"
+# What ends an answer to each prompt. Behind a docstring nothing says where the code ends: a base model goes on with
+# tests, output, or the next docstring. No reference has such a line; they do have classes, comments and functions.
+MBPP_STOPS = {
+    "few_shot": (MBPP_STOP,),
+    "zero_shot": ("\nassert", '\n"""', "\n'''", "\nprint", "\nif", "\n```", MBPP_STOP),
+}
 _MBPP_QUESTION = (
     "You are an expert Python programmer, and here is your task: {question} Your code should pass these tests:\n\n"
     "{tests}\n[BEGIN]\n"
@@ -116,8 +121,8 @@ def mbpp(
     """
     if split not in MBPP_SPLITS:
         raise UserError(f"split={split!r} of MBPP is unknown; choose one of {', '.join(MBPP_SPLITS)}.")
-    if prompt not in MBPP_PROMPTS:
-        raise UserError(f"prompt={prompt!r} of MBPP is unknown; choose one of {', '.join(MBPP_PROMPTS)}.")
+    if prompt not in MBPP_STOPS:
+        raise UserError(f"prompt={prompt!r} of MBPP is unknown; choose one of {', '.join(MBPP_STOPS)}.")
     if challenge and sanitized:
         raise UserError("the sanitized MBPP has no challenge tests; set challenge=False, or take the full set.")
     question = "prompt" if sanitized else "text"

@@ -92,7 +92,9 @@ class MBPP(OneAnswer):
 
     Attributes:
       split: "test" is tasks 11 to 510; also "validation", "train", "prompt" and "all".
-      prompt: "few_shot", ended by [DONE], or "zero_shot"; see `data.execution_problems.mbpp`.
+      prompt: "few_shot" or "zero_shot"; see `data.execution_problems.mbpp`.
+      stop: None: what ends answers to that prompt, [DONE] or the first line that is no part of a program's definitions
+        (`data.execution_problems.MBPP_STOPS`).
       challenge: run the full set's challenge tests too.
     """
 
@@ -101,7 +103,7 @@ class MBPP(OneAnswer):
     split: str = "test"
     prompt: str = "few_shot"
     challenge: bool = False
-    stop: tuple[str, ...] = (execution_problems.MBPP_STOP,)
+    stop: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -117,3 +119,9 @@ class MBPP(OneAnswer):
             prompt=self.prompt,
             challenge=self.challenge,
         )
+
+    def settings(self, temperature):
+        if self.stop is not None:
+            return super().settings(temperature)
+        stop = execution_problems.MBPP_STOPS.get(self.prompt, ())
+        return dataclasses.replace(self, stop=stop).settings(temperature)

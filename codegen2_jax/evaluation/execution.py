@@ -316,7 +316,11 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def _complete(rows: list[dict], problems: Mapping[str, Any], path: Path) -> list[dict]:
-    """The records, of the chosen problems alone; UserError where one has none, or a record belongs to no problem."""
+    """The records, of the chosen problems alone; UserError where one has none, or a record belongs to no problem.
+
+    An id may be a number, as MBPP writes its own.
+    """
+    rows = [row | {"task_id": str(row["task_id"])} for row in rows]
     counts = dict.fromkeys(problems, 0)
     for row in rows:
         if row["task_id"] not in counts:
