@@ -68,7 +68,7 @@ def test_a_file_opens_with_its_header(name):
     elif name in EVALUATIONS:
         assert list(found) == RUN_FIELDS
         command = f"python -m codegen2_jax.evaluate --gin_file={name} --model DIR_OR_NAME"
-        assert re.fullmatch(rf"(?:\w+_DIR=DIR )?{re.escape(command)}", found["Run"])
+        assert re.fullmatch(rf"(?:\w+_DIR=DIR |\w+_FILE=FILE )?{re.escape(command)}", found["Run"])
     else:
         title = " ".join(lines).split("Run:")[0]
         assert "fragment" in title, f"{name}: no command of its own in the header, and no word 'fragment'."

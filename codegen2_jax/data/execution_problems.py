@@ -47,9 +47,11 @@ class CodeProblem:
       suffix: what stands behind the hole; empty where nothing is filled.
       reference: an answer that passes.
       head: what stands before the answer in the program; HumanEval's prompt, nothing for MBPP.
-      tests: Python that raises where the program is wrong.
+      tests: code that raises where the program is wrong.
       entry_point: the function that the tests call.
       prelude: definitions of the reference that the tests use besides the entry point.
+      language: of the program, one of `sandbox.programs.LANGUAGES`.
+      stop: texts before whose first an answer ends, where each problem has its own.
     """
 
     id: str
@@ -60,6 +62,8 @@ class CodeProblem:
     head: str = ""
     suffix: str = ""
     prelude: str = ""
+    language: str = "python"
+    stop: tuple[str, ...] = ()
 
     def program(self, answer: str) -> str:
         """The whole program with an answer in its place."""

@@ -228,7 +228,6 @@ class OneAnswer(CodeGeneration):
         settings = dataclasses.replace(settings, max_new_tokens=prompts.max_new_tokens)
         rows = text.prompts_at_once(settings)
         chunks = prompting.chunks(prompts.requests, rows, prompting.positions(subject.model))
-        truncate = truncation.rule(self.truncation)
 
         def make(number: int) -> list[dict[str, Any]]:
             numbers = chunks[number]
@@ -247,7 +246,7 @@ class OneAnswer(CodeGeneration):
                 {
                     "task_id": problems[i].id,
                     "sample": sample,
-                    "completion": truncate(one.text),
+                    "completion": self.cut(problems[i], one.text),
                     "raw": one.text,
                     "finish": one.finish,
                     **({"closed": one.stop_id == subject.vocabulary.eom_id} if form == "infill" else {}),
@@ -270,6 +269,10 @@ class OneAnswer(CodeGeneration):
                 "asked_max_new_tokens": given.max_new_tokens,
             },
         )
+
+    def cut(self, problem: CodeProblem, answer: str) -> str:
+        """What of an answer stands in the program."""
+        return truncation.rule(self.truncation)(answer)
 
     def _infill_form(self) -> str:
         return "spans"
