@@ -3,10 +3,12 @@
 Shapes: B batch, S prompt length, T target length.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from codegen2_jax.data import converters
@@ -21,23 +23,24 @@ Pair = tuple[Sequence[int], Sequence[int]]
 """Ids of a prompt, and of a target behind it."""
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _score(model, params, batch, places_BT, targets_BT, mask_BT):
+    """(log-probability of each row's targets, whether all of them are the likeliest)."""
+    x_BTD = model.last_states(params, batch)
+    # Only what predicts a target meets the head: a prompt's logits would take more memory than all else.
+    logits_BTV = model.logits_of(params, jnp.take_along_axis(x_BTD, places_BT[..., None], axis=1))
+    log_probs_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
+    chosen_BT1 = jnp.take_along_axis(log_probs_BTV, targets_BT[..., None], axis=-1)
+    greedy_BT = (logits_BTV.argmax(axis=-1) == targets_BT) | ~mask_BT
+    return (chosen_BT1[..., 0] * mask_BT).sum(axis=1), greedy_BT.all(axis=1)
+
+
 class Scorer:
-    """Log-probabilities of targets, with the programs compiled so far."""
+    """Log-probabilities of targets under a model."""
 
     def __init__(self, model: Any, vocabulary: Any):
         self.model, self.vocabulary = model, vocabulary
         self.is_decoder = hasattr(model, "prefill")
-
-        def score(params, batch, places_BT, targets_BT, mask_BT):
-            x_BTD = model.last_states(params, batch)
-            # Only what predicts a target meets the head: a prompt's logits would take more memory than all else.
-            logits_BTV = model.logits_of(params, jax.numpy.take_along_axis(x_BTD, places_BT[..., None], axis=1))
-            log_probs_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
-            chosen_BT1 = jax.numpy.take_along_axis(log_probs_BTV, targets_BT[..., None], axis=-1)
-            greedy_BT = (logits_BTV.argmax(axis=-1) == targets_BT) | ~mask_BT
-            return (chosen_BT1[..., 0] * mask_BT).sum(axis=1), greedy_BT.all(axis=1)
-
-        self._score = jax.jit(score)
 
     def room(self, target: int) -> float:
         """The longest prompt before a target of so many tokens."""
@@ -54,7 +57,7 @@ class Scorer:
         length = converters.round_up(max(map(len, targets)), TARGET_MULTIPLE)
         targets_BT, mask_BT = converters.pad(targets, length, 0)
         made = self._sequences(pairs, openers, targets_BT) if self.is_decoder else self._sources(pairs, targets_BT)
-        log_prob_B, greedy_B = self._score(params, *made, targets_BT, mask_BT)
+        log_prob_B, greedy_B = _score(self.model, params, *made, targets_BT, mask_BT)
         return np.asarray(log_prob_B, np.float64), np.asarray(greedy_B)
 
     def _sequences(self, pairs: Sequence[Pair], openers: int, targets_BT):

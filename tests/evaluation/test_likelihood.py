@@ -99,7 +99,7 @@ def test_a_hole_costs_what_training_and_decoding_say(form, vocabulary):
     hole = intrinsic.Hole(0, "x = [", "1, 2", "]\n")
     parts = [vocabulary.encode(text) for text in (hole.prefix, hole.middle, hole.suffix)]
     asked = {"form": form, "max_context": 40}
-    nats = intrinsic.in_holes(model, params, [hole], vocabulary, **asked, batch_size=2).nats[0]
+    nats = intrinsic.in_holes(model, params, [hole], vocabulary, **asked, batch_size=4).nats[0]
 
     piece = Piece(np.concatenate(parts).astype(np.int32), True)
     corrupt = SpanCorruption(max_spans=1, min_file_tokens=1)
