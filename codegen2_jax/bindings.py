@@ -22,7 +22,7 @@ REQUIRED = "gin.REQUIRED"
 # Macros that an environment variable of the same name fills where no file and no flag gives a value.
 FROM_ENVIRONMENT = (
     "CODETASK_CL_DIR",
-    *("HUMANEVAL_FILE", "HUMANEVAL_INFILLING_DIR", "MBPP_DIR", "MTPB_DIR"),
+    *("HUMANEVAL_FILE", "HUMANEVAL_INFILLING_DIR", "MBPP_DIR", "MTPB_DIR", "MULTIPL_E_FILE"),
     *("BOOLQ_DIR", "DEFECT_DIR", "LAMBADA_DIR", "PIQA_DIR", "POJ104_DIR", "XSUM_DIR"),
 )
 

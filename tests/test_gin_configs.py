@@ -9,6 +9,7 @@ import pytest
 
 from codegen2_jax import cli
 from codegen2_jax.continual.deviations import deviations
+from codegen2_jax.models.decoder_only import DecoderOnly
 
 FILES = [path.relative_to(cli.PACKAGED).as_posix() for path in sorted(cli.PACKAGED.rglob("*.gin"))]
 # The macros that every run file answers to.
@@ -68,7 +69,7 @@ def test_a_file_opens_with_its_header(name):
     elif name in EVALUATIONS:
         assert list(found) == RUN_FIELDS
         command = f"python -m codegen2_jax.evaluate --gin_file={name} --model DIR_OR_NAME"
-        assert re.fullmatch(rf"(?:\w+_DIR=DIR )?{re.escape(command)}", found["Run"])
+        assert re.fullmatch(rf"(?:\w+_DIR=DIR |\w+_FILE=FILE )?{re.escape(command)}", found["Run"])
     else:
         title = " ".join(lines).split("Run:")[0]
         assert "fragment" in title, f"{name}: no command of its own in the header, and no word 'fragment'."
@@ -100,6 +101,17 @@ def test_a_run_file_answers_to_the_common_macros(name):
         changed = cli.read(again)
         targets = cli.bindings.resolve(changed)
         assert macro in cli.bindings.check_bindings(changed, targets).macros, f"{macro} has no effect in {name}."
+
+
+COUNTED = [name for name in FILES if "parameters, from scratch" in " ".join(header(name))]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_shape_has_as_many_parameters_as_its_header_says(name):
+    parsed = cli.parse_flags(["train", "--gin_file=pretraining/codegen2_7b.gin", f"--gin_file={name}"], "")
+    config = cli.build(cli.read(parsed), parsed)[0].source.config
+    count = int(re.search(r"([\d,]+) parameters", " ".join(header(name)))[1].replace(",", ""))
+    assert DecoderOnly(config).parameters() == count
 
 
 def test_only_common_gin_defines_what_nothing_uses():

@@ -82,6 +82,29 @@ def test_a_cell_is_what_its_name_says_and_can_be_lowered(cell, capsys):
     assert "batch               8 x 15 target tokens" in capsys.readouterr().out
 
 
+CODE, TEXT = 2.44e6, (0.65e6, 0.32e6)  # tokens of documents_python; of documents_text with and without BOOLQ_DIR
+
+
+@pytest.mark.parametrize("data", ["pl", "nl", "mix"])
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_headers_say_how_often_a_cell_sees_its_data(data, epochs):
+    """Steps are the same for all data, for equal compute: only those of the code are epochs of what a cell reads."""
+    job = job_of(f"causal-clm-{data}-e{epochs}")
+    tokens = job.num_steps * job.batch_size * job.data.sequence_length
+    assert round(tokens / CODE) == epochs
+    share = 0.5 if data == "mix" else 1.0
+    few, many = (round(share * tokens / size) for size in TEXT)
+    steps = f"the steps of {epochs} epoch{'s' * (epochs > 1)} of the code"
+    said = {
+        "pl": f"# code; {epochs} epoch{'s' * (epochs > 1)}.",
+        "nl": f"# natural language; {steps}, {few} to {many} of the text.",
+        "mix": "# code and natural language, half the windows each; "
+        f"{steps}: {epochs / 2} of it, {few} to {many} of the text.",
+    }
+    for path in (cli.PACKAGED / "ablation").glob(f"*-{data}-e{epochs}.gin"):
+        assert said[data] in path.read_text(encoding="utf-8").splitlines(), path.name
+
+
 def test_cells_of_one_data_set_differ_in_nothing_but_what_their_names_say():
     """The same steps, rows, windows, rates, seeds and initial weights: what is compared is compared fairly."""
     first = job_of("causal-clm-pl-e1")

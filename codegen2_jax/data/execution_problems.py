@@ -23,10 +23,15 @@ INFILL_SETS = {
 }
 # By task_id, first and last (google-research/google-research `mbpp/README.md`).
 MBPP_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974), "all": (1, 974)}
-MBPP_PROMPTS = ("few_shot", "zero_shot")
 MBPP_SHOTS = (2, 3, 4)
 MBPP_STOP = "[DONE]"
 NO_TEXTS = {"task_id", "test_list", "challenge_test_list", "test_imports"}  # but a number or text, and lists of texts
+# What ends an answer to each prompt. Behind a docstring nothing says where the code ends: a base model goes on with
+# tests, output, or the next docstring. No reference has such a line; they do have classes, comments and functions.
+MBPP_STOPS = {
+    "few_shot": (MBPP_STOP,),
+    "zero_shot": ("\nassert", '\n"""', "\n'''", "\nprint", "\nif", "\n```", MBPP_STOP),
+}
 _MBPP_QUESTION = (
     "You are an expert Python programmer, and here is your task: {question} Your code should pass these tests:\n\n"
     "{tests}\n[BEGIN]\n"
@@ -43,9 +48,11 @@ class CodeProblem:
       suffix: what stands behind the hole; empty where nothing is filled.
       reference: an answer that passes.
       head: what stands before the answer in the program; HumanEval's prompt, nothing for MBPP.
-      tests: Python that raises where the program is wrong.
+      tests: code that raises where the program is wrong.
       entry_point: the function that the tests call.
       prelude: definitions of the reference that the tests use besides the entry point.
+      language: of the program, one of `sandbox.programs.LANGUAGES`.
+      stop: texts before whose first an answer ends, where each problem has its own.
     """
 
     id: str
@@ -56,6 +63,8 @@ class CodeProblem:
     head: str = ""
     suffix: str = ""
     prelude: str = ""
+    language: str = "python"
+    stop: tuple[str, ...] = ()
 
     def program(self, answer: str) -> str:
         """The whole program with an answer in its place."""
@@ -118,8 +127,8 @@ def mbpp(
     """
     if split not in MBPP_SPLITS:
         raise UserError(f"split={split!r} of MBPP is unknown; choose one of {', '.join(MBPP_SPLITS)}.")
-    if prompt not in MBPP_PROMPTS:
-        raise UserError(f"prompt={prompt!r} of MBPP is unknown; choose one of {', '.join(MBPP_PROMPTS)}.")
+    if prompt not in MBPP_STOPS:
+        raise UserError(f"prompt={prompt!r} of MBPP is unknown; choose one of {', '.join(MBPP_STOPS)}.")
     if challenge and sanitized:
         raise UserError("the sanitized MBPP has no challenge tests; set challenge=False, or take the full set.")
     question = "prompt" if sanitized else "text"

@@ -38,6 +38,7 @@ UL2_DENOISERS = ((3, 0.15), (8, 0.15), (3, 0.5), (8, 0.5), (64, 0.5), (64, 0.15)
 UL2_FIXED = ((None, 0.75), (None, 0.75), (8, 0.5), (64, 0.5))
 """Half of the windows continue a quarter of the text, so that 62.5 % of the text is to be predicted."""
 
+_BELOW_ONE = np.nextafter(1.0, 0.0)  # a draw stays below 1 where a range is stretched to it
 _RETOKENISED = 16  # how much longer two cuts inside tokens may make a piece before the cuts move between tokens
 
 
@@ -155,7 +156,9 @@ class SpanCorruption(Objective):
 class Mixture(Objective):
     """`corrupt` with probability `p_corrupt`, else `plain`; the paper's mixed objective has 0.5 and no task token.
 
-    The coin is thrown for each window, or with coin="file" for each document (a choice: the paper says "sequence").
+    The coin is thrown for each window, or with coin="file" for each document (a choice: the paper says "sequence"). It
+    also decides between the branches of a member that has some, whatever coin of its own that has: branch b of `plain`
+    is branch 2 b here, branch b of `corrupt` is 2 b + 1.
     """
 
     p_corrupt: float = 0.5
@@ -170,30 +173,45 @@ class Mixture(Objective):
         if self.coin == "file" and getattr(self.corrupt, "scope", "file") == "window":
             raise UserError('coin="file" has no meaning where scope="window" corrupts documents together; change one.')
 
-    def _member(self, branch: int) -> Objective:
-        return self.corrupt if branch else self.plain
+    def _member(self, branch: int) -> tuple[Objective, int]:
+        """A member, and its own number of the branch."""
+        return (self.corrupt if branch % 2 else self.plain), branch // 2
 
     def check(self, vocabulary):
         self.plain.check(vocabulary)
         self.corrupt.check(vocabulary)
 
     def choose(self, uniform):
-        return (np.asarray(uniform) < self.p_corrupt).astype(np.int8)
+        uniform = np.asarray(uniform)
+        is_corrupt, branch = uniform < self.p_corrupt, np.zeros(uniform.shape, np.int8)
+        ranges = ((self.plain, self.p_corrupt, 1.0), (self.corrupt, 0.0, self.p_corrupt))
+        for number, (member, low, high) in enumerate(ranges):
+            here = is_corrupt == number
+            within = np.minimum((uniform[here] - low) / (high - low), _BELOW_ONE)
+            branch[here] = 2 * member.choose(within) + number
+        return branch
 
     def is_plain(self, branch):
-        return self._member(branch).is_plain(0)
+        member, own = self._member(branch)
+        return member.is_plain(own)
 
     def least(self, branch):
-        return self._member(branch).least(0)
+        member, own = self._member(branch)
+        return member.least(own)
 
     def longest(self, branch, tokens, final):
-        return self._member(branch).longest(0, tokens, final)
+        member, own = self._member(branch)
+        return member.longest(own, tokens, final)
 
     def apply(self, pieces, branches, rng, vocabulary):
         if len(set(branches)) == 1:
-            return self._member(branches[0]).apply(pieces, [0] * len(pieces), rng, vocabulary)
-        each = zip(pieces, branches, strict=True)
-        return [self._member(branch).apply([piece], [0], rng, vocabulary)[0] for piece, branch in each]
+            member, own = self._member(branches[0])
+            return member.apply(pieces, [own] * len(pieces), rng, vocabulary)
+        made = []
+        for piece, branch in zip(pieces, branches, strict=True):
+            member, own = self._member(branch)
+            made += member.apply([piece], [own], rng, vocabulary)
+        return made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

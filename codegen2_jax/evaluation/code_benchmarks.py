@@ -1,13 +1,15 @@
-"""HumanEval, HumanEval-Infill and MBPP; MTPB, which has turns, is in `conversations.py`."""
+"""HumanEval, HumanEval-Infill, MBPP and MultiPL-E; MTPB, which has turns, is in `conversations.py`."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from codegen2_jax.data import execution_problems
+from codegen2_jax.data import execution_problems, multipl_e
 from codegen2_jax.data.execution_problems import CodeProblem
 from codegen2_jax.errors import UserError
-from codegen2_jax.evaluation.execution import FORMS, OneAnswer, interval
+from codegen2_jax.evaluation.execution import FORMS, OneAnswer, evenly_spaced, interval
+from codegen2_jax.sandbox import languages
+from codegen2_jax.sandbox.programs import Program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,9 @@ class MBPP(OneAnswer):
 
     Attributes:
       split: "test" is tasks 11 to 510; also "validation", "train", "prompt" and "all".
-      prompt: "few_shot", ended by [DONE], or "zero_shot"; see `data.execution_problems.mbpp`.
+      prompt: "few_shot" or "zero_shot"; see `data.execution_problems.mbpp`.
+      stop: None: what ends answers to that prompt, [DONE] or the first line that is no part of a program's definitions
+        (`data.execution_problems.MBPP_STOPS`).
       challenge: run the full set's challenge tests too.
     """
 
@@ -101,7 +105,7 @@ class MBPP(OneAnswer):
     split: str = "test"
     prompt: str = "few_shot"
     challenge: bool = False
-    stop: tuple[str, ...] = (execution_problems.MBPP_STOP,)
+    stop: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -116,4 +120,64 @@ class MBPP(OneAnswer):
             split=self.split,
             prompt=self.prompt,
             challenge=self.challenge,
+        )
+
+    def settings(self, temperature):
+        if self.stop is not None:
+            return super().settings(temperature)
+        stop = execution_problems.MBPP_STOPS.get(self.prompt, ())
+        return dataclasses.replace(self, stop=stop).settings(temperature)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiPLE(OneAnswer):
+    """HumanEval in another language (Cassano et al. 2022), see `data.multipl_e`.
+
+    Attributes:
+      file: problems as JSON lines, compressed or not.
+      language: "java", "js", "rb" or "cs"; None: the file has one language.
+      cpu_seconds: of a program, its compiler included.
+    """
+
+    file: str
+    language: str | None = None
+    cpu_seconds: float = 15.0
+
+    @property
+    def name(self) -> str:
+        return "multipl_e" if self.language is None else f"multipl_e_{self.language}"
+
+    def problems(self) -> Sequence[CodeProblem]:
+        return multipl_e.multipl_e(self.file, self.language)
+
+    def run(self, call):
+        problems = self.problems()
+        if call.scores:
+            languages.find(problems[0].language)  # before hours of work
+        result = super().run(call)
+        chosen = [problems[place] for place in evenly_spaced(len(problems), self.limit)]
+        lacking = sum(map(multipl_e.needs_javatuples, chosen))
+        if result is not None and lacking:
+            result["warnings"].append(
+                f"{lacking} of {len(chosen)} problems need the package org.javatuples, which is not here: none passes"
+            )
+        return result
+
+    def work(self, subject, chosen, settings):
+        """A text that ends every problem's answers ends them while they are written; the others cut what was."""
+        first, *others = (problem.stop for problem in chosen.values())
+        shared = tuple(one for one in first if all(one in stop for stop in others))
+        return super().work(subject, chosen, dataclasses.replace(settings, stop=(*settings.stop, *shared)))
+
+    def cut(self, problem, answer):
+        answer = super().cut(problem, answer)
+        return answer[: min((answer.index(stop) for stop in problem.stop if stop in answer), default=None)]
+
+    def program(self, problem, row):
+        return Program(
+            name=f"{problem.id}#{row.get('sample', 0)}",
+            solution=problem.program(row["completion"]),
+            tests=problem.tests,
+            language=problem.language,
+            style="program",
         )

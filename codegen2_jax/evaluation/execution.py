@@ -239,7 +239,6 @@ class OneAnswer(CodeGeneration):
         settings = dataclasses.replace(settings, max_new_tokens=prompts.max_new_tokens)
         rows = text.prompts_at_once(settings)
         chunks = prompting.chunks(prompts.requests, rows, prompting.positions(subject.model))
-        truncate = truncation.rule(self.truncation)
 
         def make(number: int) -> list[dict[str, Any]]:
             numbers = chunks[number]
@@ -258,7 +257,7 @@ class OneAnswer(CodeGeneration):
                 {
                     "task_id": problems[i].id,
                     "sample": sample,
-                    "completion": truncate(one.text),
+                    "completion": self.cut(problems[i], one.text),
                     "raw": one.text,
                     "finish": one.finish,
                     **({"closed": one.stop_id == subject.vocabulary.eom_id} if form == "infill" else {}),
@@ -281,6 +280,10 @@ class OneAnswer(CodeGeneration):
                 "asked_max_new_tokens": given.max_new_tokens,
             },
         )
+
+    def cut(self, problem: CodeProblem, answer: str) -> str:
+        """What of an answer stands in the program."""
+        return truncation.rule(self.truncation)(answer)
 
     def _infill_form(self) -> str:
         return "spans"
@@ -327,7 +330,11 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def _complete(rows: list[dict], problems: Mapping[str, Any], path: Path) -> list[dict]:
-    """The records, of the chosen problems alone; UserError where one has none, or a record belongs to no problem."""
+    """The records, of the chosen problems alone; UserError where one has none, or a record belongs to no problem.
+
+    An id may be a number, as MBPP writes its own.
+    """
+    rows = [row | {"task_id": str(row["task_id"])} for row in rows]
     counts = dict.fromkeys(problems, 0)
     for row in rows:
         if row["task_id"] not in counts:

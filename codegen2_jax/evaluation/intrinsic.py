@@ -5,7 +5,7 @@ Letters: B batch, T positions, S source length.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,12 @@ import numpy as np
 
 from codegen2_jax.data import converters
 from codegen2_jax.data.span_records import infill_prompt, middle_prompt
-from codegen2_jax.decoding.generate import generate
+from codegen2_jax.decoding import sampling
+from codegen2_jax.decoding.settings import Generation
+from codegen2_jax.decoding.text import Request, run
 from codegen2_jax.errors import UserError
+from codegen2_jax.evaluation.likelihood import SHAPE_MULTIPLE, TARGET_MULTIPLE, Scorer
 
-SHAPE_MULTIPLE = 64
 FORMS = ("left_to_right", "infill", "middle")
 
 
@@ -112,26 +114,26 @@ def in_holes(
     form: "infill" (prefix M_1 suffix EOS SEP M_1), "middle" (PRE prefix SUF suffix MID), or "left_to_right": the prefix
     alone and no end mark, which is what a model that never saw a hole can use. max_context: tokens of a prompt; what is
     too long loses the far ends of prefix and suffix. generated: how many of the examples, evenly spaced, are also
-    decoded, to at most twice the length of their middle.
+    decoded, up to the length of their middle.
     """
     if form not in FORMS:
         raise UserError(f"form={form!r} is unknown; choose one of {', '.join(FORMS)}.")
     end = [] if form == "left_to_right" else [vocabulary.eom_id]
     prompts = [_prompt(hole, vocabulary, form, max_context) for hole in examples]
     middles = [np.asarray([*vocabulary.encode(hole.middle), *end], np.int32) for hole in examples]
-    shapes = [
-        (converters.round_up(len(p), SHAPE_MULTIPLE), converters.round_up(len(m), 16))
-        for p, m in zip(prompts, middles, strict=True)
-    ]
-    cost, nats = jax.jit(_pair_cost(model)), np.zeros(len(examples))
-    for shape in sorted(set(shapes)):
-        members = [i for i, one in enumerate(shapes) if one == shape]
-        for start in range(0, len(members), batch_size):
-            chosen = members[start : start + batch_size]
-            batch = _pairs([prompts[i] for i in chosen], [middles[i] for i in chosen], batch_size, shape)
-            nats[chosen] = np.asarray(cost(params, batch))[: len(chosen)]
+    openers = int(form == "infill")  # its last token, the mask, stands behind what a prefix-LM sees both ways
+    groups = _groups(prompts, middles, batch_size)
+    scorer, nats = Scorer(model, vocabulary), np.zeros(len(examples))
+    for group in groups:
+        filled = [*group, *group[-1:] * (batch_size - len(group))]
+        log_prob_B, _ = scorer(params, [(prompts[i], middles[i]) for i in filled], openers)
+        nats[group] = -log_prob_B[: len(group)]
     sizes = np.asarray([len(hole.middle.encode()) for hole in examples])
-    exact = _exact(model, params, prompts, middles, shapes, generated, vocabulary, batch_size) if generated else None
+    exact = None
+    if generated:
+        chosen = np.unique(np.linspace(0, len(examples) - 1, generated).astype(int)).tolist()
+        requests = {i: _request(prompts[i], openers) for i in chosen}
+        exact = _exact(model, params, requests, middles, vocabulary, batch_size)
     return Costs(np.asarray([hole.file for hole in examples]), nats, sizes, exact)
 
 
@@ -150,11 +152,14 @@ def _prompt(hole: Hole, vocabulary: Any, form: str, most: int) -> np.ndarray:
     return np.asarray([empty[0], *prefix, empty[1], *suffix, *empty[cut:]], np.int32)
 
 
-def _pairs(prompts, middles, rows: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """A batch of pairs whose start token is the last of the prompt; rows that are missing are all padding."""
-    start_B = np.asarray([prompt[-1] for prompt in prompts] + [0] * (rows - len(prompts)), np.int32)
-    sources = _filled_up([prompt[:-1] for prompt in prompts], rows)
-    return converters.encoder_decoder_batch(sources, _filled_up(middles, rows), shape, start_id=start_B)
+def _groups(prompts, middles, rows: int) -> list[list[int]]:
+    """Numbers of at most `rows` pairs that are padded to the same shape."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for number, (prompt, middle) in enumerate(zip(prompts, middles, strict=True)):
+        whole = converters.round_up(len(prompt) + len(middle) - 1, SHAPE_MULTIPLE)
+        by_shape.setdefault((whole, converters.round_up(len(middle), TARGET_MULTIPLE)), []).append(number)
+    numbers = [by_shape[shape] for shape in sorted(by_shape)]
+    return [of_one[start : start + rows] for of_one in numbers for start in range(0, len(of_one), rows)]
 
 
 def _filled_up(arrays: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
@@ -166,29 +171,21 @@ def _nats(logits_BTV, targets_BT, mask_BT):
     return -jnp.sum(jnp.take_along_axis(log_probs_BTV, targets_BT[..., None], axis=-1)[..., 0] * mask_BT, axis=1)
 
 
-def _pair_cost(model: Any) -> Callable:
-    return lambda params, batch: _nats(model.logits(params, batch), batch["targets_BT"], batch["loss_mask_BT"])
+def _request(prompt: np.ndarray, openers: int) -> Request:
+    ids = tuple(prompt.tolist())
+    return Request(ids[: len(ids) - openers], ids[len(ids) - openers :])
 
 
-def _exact(model, params, prompts, middles, shapes, count, vocabulary, rows) -> np.ndarray:
+def _exact(model, params, requests: dict[int, Request], middles, vocabulary, rows: int) -> np.ndarray:
     """1 where greedy decoding writes the middle and its end mark, 0 where not, NaN where it was not asked."""
-    exact = np.full(len(prompts), np.nan)
-    stop = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=vocabulary.eom_id))
-    chosen = np.unique(np.linspace(0, len(prompts) - 1, count).astype(int)).tolist()
-
-    def write(params, inputs_BS, mask_BS, start_B, max_length):
-        batch = {"inputs_BS": inputs_BS, "inputs_mask_BS": mask_BS}
-        return generate(stop, params, batch, start_B=start_B, max_length=max_length)
-
-    write = jax.jit(write, static_argnames="max_length")
-    for shape in sorted({shapes[i] for i in chosen}):
-        members = [i for i in chosen if shapes[i] == shape]
-        for first in range(0, len(members), rows):
-            part = members[first : first + rows]
-            batch = _pairs([prompts[i] for i in part], [middles[i] for i in part], rows, shape)
-            given = (batch["inputs_BS"], batch["inputs_mask_BS"], batch["decoder_inputs_BT"][:, 0])
-            tokens_BT = np.asarray(write(params, *given, max_length=2 * shape[1] + 1))
-            for row, i in enumerate(part):
-                written = tokens_BT[row, 1 : 1 + len(middles[i])]
-                exact[i] = float(np.array_equal(written, middles[i]))
+    exact, decoder = np.full(len(middles), np.nan), sampling.lay_out(model, params)
+    order = sorted(requests, key=lambda i: len(middles[i]))
+    for first in range(0, len(order), rows):
+        part = order[first : first + rows]
+        settings = Generation(temperature=0.0, max_new_tokens=len(middles[part[-1]]), batch_size=rows)
+        ends = {"stop_ids": (vocabulary.eom_id,), "decoder": decoder}
+        found = run(model, params, vocabulary, [requests[i] for i in part], settings, **ends)
+        for i, (completion,) in zip(part, found, strict=True):
+            written = [*completion.ids, *([] if completion.stop_id is None else [completion.stop_id])]
+            exact[i] = float(np.array_equal(written[: len(middles[i])], middles[i]))
     return exact

@@ -42,7 +42,7 @@ def continuations(model: Any, vocabulary: Any, texts: Sequence[str], max_new_tok
     """Texts to be continued."""
     requests, limit = requests_of(model, vocabulary, list(texts)), positions(model)
     max_new_tokens = _affordable(max_new_tokens, limit)
-    kept = [_last(one, limit - max_new_tokens - len(one.openers), vocabulary) for one in requests]
+    kept = [last_tokens(one, limit - max_new_tokens - len(one.openers), vocabulary) for one in requests]
     cut = sum(len(new.ids) < len(old.ids) for new, old in zip(kept, requests, strict=True))
     return Prompts(
         requests=tuple(kept), stop_ids=(vocabulary.eos_id,), separator=None, max_new_tokens=max_new_tokens, cut=cut
@@ -83,7 +83,7 @@ def _affordable(max_new_tokens: int, limit: float) -> int:
     return int(min(max_new_tokens, max(1, limit // 2)))
 
 
-def _last(request: Request, room: float, vocabulary: Any) -> Request:
+def last_tokens(request: Request, room: float, vocabulary: Any) -> Request:
     """The request's last tokens, its start token kept."""
     if len(request.ids) <= room:
         return request

@@ -37,6 +37,7 @@ class Suite:
     mbpp: Any = None
     mbpp_sanitized: Any = None
     mtpb: Any = None
+    multipl_e: Any = None
     boolq: Any = None
     defect: Any = None
     piqa: Any = None

@@ -93,7 +93,8 @@ class Choices:
             [scorer.fitted(scorer.pair(prompt, choice)) for choice in one.choices]
             for prompt, one in zip(prompts, chosen, strict=True)
         ]
-        groups = by_length([len(of[0][0]) for of in pairs], max(1, self.batch_size // 2), positions(subject.model))
+        lengths = [max(len(prompt) + len(target) for prompt, target in of_one) for of_one in pairs]
+        groups = by_length(lengths, max(1, self.batch_size // 2), positions(subject.model))
 
         def make(number: int) -> list[dict[str, Any]]:
             flat = [pair for i in groups[number] for pair in pairs[i]]
@@ -205,7 +206,8 @@ class LastWords:
     def _work(self, subject: Subject, chosen) -> records.Work:
         scorer = Scorer(subject.model, subject.vocabulary)
         pairs = [scorer.fitted(scorer.pair(head, word)) for _, head, word in chosen]
-        groups = by_length([len(prompt) for prompt, _ in pairs], self.batch_size, positions(subject.model))
+        lengths = [len(prompt) + len(target) for prompt, target in pairs]
+        groups = by_length(lengths, self.batch_size, positions(subject.model))
 
         def make(number: int) -> list[dict[str, Any]]:
             log_prob_B, greedy_B = scorer(subject.params, [pairs[i] for i in groups[number]])

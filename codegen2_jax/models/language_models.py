@@ -54,7 +54,10 @@ class LanguageModel:
 
     def logits(self, params: Params, batch, prompt_BPD=None, *, dropout_key=None) -> jax.Array:
         """Teacher-forced float32 logits_BTV of a batch, as `last_states` takes it."""
-        x_BTD = self.last_states(params, batch, prompt_BPD, dropout_key=dropout_key)
+        return self.logits_of(params, self.last_states(params, batch, prompt_BPD, dropout_key=dropout_key))
+
+    def logits_of(self, params: Params, x_BTD) -> jax.Array:
+        """Float32 logits_BTV of states that `last_states` gave, or of some of them."""
         table_VD, bias_V = self.head_weights(params)
         logits_BTV = accumulated("btd,vd->btv", x_BTD, table_VD.astype(x_BTD.dtype))
         logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V[None, None]

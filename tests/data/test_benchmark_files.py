@@ -56,6 +56,9 @@ def test_mbpp_is_split_and_prompted_as_published():
     assert setup.tests.startswith("root = Node(1)") and setup.entry_point == "is_tree_balanced"
     zero = mbpp(SHARED / "mbpp", prompt="zero_shot")[0]
     assert zero.prompt.startswith('"""\nWrite') and zero.prompt.endswith('\n"""\n') and "[BEGIN]" not in zero.prompt
+    # Nothing that ends an answer stands in one that is right.
+    for one in (*full["all"], *mbpp(SHARED / "mbpp", sanitized=True, split="all")):
+        assert not any(stop in one.reference for stops in execution_problems.MBPP_STOPS.values() for stop in stops)
     challenge = mbpp(SHARED / "mbpp", split="all", challenge=True)
     assert sum(len(a.tests) > len(b.tests) for a, b in zip(challenge, full["all"], strict=True)) > 0
 

@@ -231,6 +231,33 @@ def test_the_mixture_follows_its_coin(vocabulary):
     assert [bool(r.context) for r in mixed] == [False, True, False]
 
 
+def test_a_mixture_draws_its_members_branches_too(vocabulary):
+    """Every branch with its share, made and measured as its member does; objectives of one branch keep their draws."""
+    uniform = (np.arange(14_000) + 0.5) / 14_000
+    assert np.array_equal(Mixture().choose(uniform), uniform < 0.5)
+    middles = Mixture(plain=UL2(), corrupt=PrefixSuffixMiddle(fim_rate=0.5, cut="token"))
+    nested = PrefixLM(objective=Mixture(p_corrupt=0.75, plain=CausalLM(), corrupt=middles))
+    shares = dict(zip(*np.unique(nested.choose(uniform), return_counts=True), strict=True))
+    # Causal 1/4; UL2's seven 3/56 each; plain and cut documents 3/16 each.
+    assert sum(shares.values()) == 14_000 and shares.pop(0) == 3500
+    assert sorted(shares.values()) == pytest.approx([750] * 7 + [2625] * 2, abs=1)
+    piece = Piece(np.arange(40, dtype=np.int32), True)
+    for branch in shares:
+        own = branch // 2
+        member = middles.corrupt if own % 2 else middles.plain.members[own // 2]
+        (alone,) = member.apply([piece], [own // 2], np.random.default_rng(3), vocabulary)
+        (record,) = nested.objective.apply([piece], [branch], np.random.default_rng(3), vocabulary)
+        np.testing.assert_array_equal(record.tokens, alone.tokens)
+        assert nested.longest(branch, 40, True) == member.longest(own // 2, 40, True)
+        assert nested.least(branch) == member.least(own // 2)
+        assert nested.is_plain(branch) == member.is_plain(own // 2)
+    records = apply(Mixture(coin="file", p_corrupt=1.0, corrupt=middles.corrupt), [piece] * 3, vocabulary, 0, [1, 3, 1])
+    assert [record.tokens[0] == vocabulary.fim_prefix_id for record in records] == [False, True, False]
+    for p_corrupt in (0.0, 0.1, 1.0):  # no draw leaves a member's branches
+        edges = np.asarray([0.0, np.nextafter(p_corrupt, 0.0), p_corrupt, np.nextafter(1.0, 0.0)]).clip(0, 1 - 1e-16)
+        assert Mixture(p_corrupt=p_corrupt, plain=UL2(), corrupt=UL2()).choose(edges).max() <= 13
+
+
 def test_prefix_lm_of_causal_records(vocabulary):
     piece = Piece(np.arange(9, dtype=np.int32), True)
     records = _many(PrefixLM(), piece, vocabulary)

@@ -241,6 +241,27 @@ def test_prompts_are_cut_where_the_model_has_no_room(subject):
     assert middle.requests[0].ids[0] == vocabulary.fim_prefix_id and len(middle.requests[0].ids) == 104
 
 
+def test_mbpp_ends_answers_where_its_prompt_lets_them_end():
+    """A zero-shot answer is followed by what a base model writes next; a user's own stop texts stay."""
+    stops = {prompt: MBPP(directory="x", prompt=prompt).settings(0.0).stop for prompt in ("few_shot", "zero_shot")}
+    assert stops["few_shot"] == ("[DONE]",) and "[DONE]" in stops["zero_shot"]
+    answer = "import re\nclass A: pass\n\ndef f(x):\n    if x:\n        return 1\n    # no\n    print(x)\n"
+    for more in ("assert f(1) == 1\n", "print(f(2))\n", '"""\nWrite a function', "if __name__ == '':\n", "```\n"):
+        text = answer + more
+        assert min(text.index(stop) for stop in stops["zero_shot"] if stop in text) == len(answer) - 1
+    assert not any(stop in answer for stop in stops["zero_shot"])
+    assert MBPP(directory="x", prompt="zero_shot", stop=("END",)).settings(0.0).stop == ("END",)
+
+
+def test_mbpp_samples_may_carry_its_numbers(tmp_path, sandboxed):
+    rows = [{"task_id": n, "text": "Add.", "code": "def add(a, b):\n    return a + b", "test_setup_code": "",
+             "test_list": ["assert add(1, 2) == 3"], "challenge_test_list": []} for n in (11, 12)]  # fmt: skip
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_samples(tmp_path, "mbpp_zero_shot", [(11, rows[0]["code"]), ("12", "def add(a, b):\n    return a")])
+    found = MBPP(directory=str(tmp_path), prompt="zero_shot").run(call(tmp_path, step="score"))
+    assert found["metrics"]["pass@1"]["value"] == 50.0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
