@@ -209,7 +209,7 @@ REPLAYED = {"interleaved": 2 * 2 * 8, "epoch_end": (2 + 4 + 6) * 8}
 
 @pytest.mark.parametrize(
     ("method", "schedule"),
-    [("finetune_er", "epoch_end"), ("shared_prompts_er", "interleaved"), ("pp_er", "interleaved")],
+    [("finetune_er", "epoch_end"), ("pp_er", "interleaved")],
 )
 def test_replay_runs(method, schedule, tmp_path, environment):
     """Interleaved: as many old rows as new ones from the second task on. Between epochs: the task's own slots too."""

@@ -178,11 +178,11 @@ def test_slips_are_told(tmp_path, flags, message):
 def test_two_orders_of_a_tiny_stream(tmp_path, environment):
     line = [sys.executable, "-m", "codegen2_jax.sweep", "--gin_file=finetune.gin", "--gin_file=streams/tiny_ci.gin"]
     line += ["--gin_file=models/tiny_t5.gin", "--gin.STEPS_PER_TASK=1", "--gin.EVAL_EXAMPLES=2"]
-    line += ["--seeds=1", "--orders=2", f"--sweep_dir={tmp_path}"]
+    line += ["--gin.STREAM='tiny_copy,tiny_upper'", "--seeds=1", "--orders=2", f"--sweep_dir={tmp_path}"]
     first = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert "2 runs, 0 of them complete" in first.stdout and "average_bleu (test)" in first.stdout
     streams = {tuple(json.loads(path.read_text())["stream"]) for path in tmp_path.glob("*/scores.json")}
-    assert len(streams) == 2 and all(len(stream) == 3 for stream in streams)
+    assert streams == {("tiny_copy", "tiny_upper"), ("tiny_upper", "tiny_copy")}
     second = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert "2 runs, 2 of them complete" in second.stdout

@@ -121,7 +121,7 @@ def test_what_a_file_lacks_is_told(tmp_path):
         (rows_of("js", 1, language="lua"), None, "'lua' cannot be run here; choose one of java, js, rb, cs"),
         (rows_of("js", 1) * 2, None, "HumanEval_0_twice twice"),
         (rows_of("js", 1, stop_tokens="x"), None, "row 1 has no field stop_tokens of type list"),
-        ([5], None, "row 1 has no field name"),
+        ([5], None, "row 1 is a int, not an object"),
     ]:
         with pytest.raises(UserError, match=message):
             multipl_e(write(tmp_path / "bad.jsonl", rows), language)

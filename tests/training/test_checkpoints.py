@@ -254,10 +254,10 @@ def inject(step: Path, kind: str, rng: random.Random) -> str:
 
 
 def test_every_fault_is_seen_or_harmless(two_steps, tmp_path, caplog):
-    """20 faults at random places of step 20: it comes back right, or step 10 does and 20 is in quarantine."""
+    """Ten faults at random places of step 20: it comes back right, or step 10 does and 20 is in quarantine."""
     rng = random.Random(2)
     fallbacks = 0
-    for number in range(20):
+    for number in range(10):
         directory = Path(shutil.copytree(two_steps, tmp_path / str(number)))
         fault = inject(directory / "20", ("bit", "bit", "sector", "truncate", "delete")[number % 5], rng)
         caplog.clear()
@@ -270,7 +270,7 @@ def test_every_fault_is_seen_or_harmless(two_steps, tmp_path, caplog):
         assert ("checkpoint 20 is damaged" in caplog.text) == (step == 10), fault
         fallbacks += step == 10
         shutil.rmtree(directory)
-    assert fallbacks >= 6  # else the faults were no test
+    assert fallbacks >= 3  # else the faults were no test
 
 
 def test_a_flipped_bit_that_orbax_does_not_see_names_the_leaf(copy, caplog):
