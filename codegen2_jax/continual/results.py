@@ -13,7 +13,8 @@ from codegen2_jax.continual.deviations import deviations
 from codegen2_jax.continual.pool_diagnostics import by_name, stage_diagnostics
 from codegen2_jax.continual.replay import Buffer
 from codegen2_jax.continual.scores import ORACLE, Scores, format_matrix, format_summary
-from codegen2_jax.continual.setup import SPLITS, Setup
+from codegen2_jax.continual.setup import Setup
+from codegen2_jax.continual.stream_tasks import SPLITS
 from codegen2_jax.data.plan import record_lengths
 from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.sharding.partitioning import to_host

@@ -1,4 +1,4 @@
-"""What a continual run holds in memory: the model, the data of every task, and the compiled functions."""
+"""What a continual run holds in memory: the model, the state, the batches, and the compiled functions."""
 
 import dataclasses
 import functools
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codegen2_jax import processes
 from codegen2_jax.continual import data_record
 from codegen2_jax.continual.diagnostics import query_separation
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
 from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
-from codegen2_jax.data import cache, converters, jsonl, loader
+from codegen2_jax.continual.stream_tasks import left_out, open_tasks
+from codegen2_jax.data import cache, converters, loader
 from codegen2_jax.data.plan import Subset
 from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.errors import UserError
@@ -33,7 +33,6 @@ from codegen2_jax.training.step import (
     state_shardings,
 )
 
-SPLITS = ("valid", "test")
 # What a dry run lowers when the data is not cached yet: a batch of 128 source and 128 target tokens, of 4 tasks.
 ASSUMED_SHAPE, ASSUMED_TASKS = (128, 128), 4
 # Positions at which a kernel of attention is tried: no multiple of a tile, as the lengths of pairs are none.
@@ -41,125 +40,9 @@ CHECKED_LENGTH = 328
 SEPARATION_QUERIES = 256  # of each task, to see whether queries tell tasks apart at all (specification, 3.2)
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskData:
-    """One task of the stream: its splits, its scorers, and its longest source and target in tokens.
-
-    test: None where it is not scored (`eval_splits`).
-    """
-
-    name: str
-    train: Any
-    valid: Any
-    test: Any
-    scorers: tuple[str, ...]
-    max_lengths: tuple[int, int]
-
-    def __post_init__(self):
-        runner.check_scorers(self.name, self.scorers)
-
-    def split(self, name: str) -> Any:
-        return getattr(self, name)
-
-
-def _cache_of(config: Any, vocabulary_directory: str) -> dict:
-    """What `data.cache` needs to know to find or make the caches of the stream."""
-    names = tuple(part.strip() for part in config.stream.split(","))
-    environment = {"CODETASK_CL_DIR": config.codetask_cl_dir} if config.codetask_cl_dir else {}
-    if config.jsonl_tasks is not None:
-        tasks = jsonl.parse(config.jsonl_tasks)
-        for task in tasks:  # before they are cached
-            runner.check_scorers(task.name, task.scorers)
-        environment |= jsonl.environment(tasks)
-        given = tuple(task.name for task in tasks)
-        names = tuple(name for part in names for name in (given if part == "jsonl" else (part,)))
-    elif "jsonl" in names:
-        raise UserError("STREAM='jsonl' needs JSONL_TASKS; streams/jsonl.gin shows how to give it.")
-    return {
-        "names": names,
-        "cache_dir": cache.cache_directory(config.cache_dir),
-        "vocabulary_dir": vocabulary_directory,
-        "environment": environment,
-    }
-
-
 def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
     """The tasks that each stage learns: one after another, or all at once ("joint")."""
     return [tuple(range(num_tasks))] if walk == "joint" else [(task,) for task in range(num_tasks)]
-
-
-def left_out(config: Any, names: Sequence[str]) -> list[str]:
-    """The tasks without which averages are added, in learning order; refuses a name that is none of the stream."""
-    unknown = [name for name in config.leave_out or () if name not in names]
-    if unknown:
-        raise UserError(f"leave_out: {unknown[0]!r} is no task of this stream, which has {', '.join(names)}.")
-    chosen = config.without_signal if config.leave_out is None else config.leave_out
-    return [name for name in names if name in chosen]
-
-
-def is_cached(config: Any, vocabulary_directory: str) -> bool:
-    """Whether `open_tasks` would find everything made."""
-    return not cache.missing(**_cache_of(config, vocabulary_directory))
-
-
-def check_finished(config: Any, record: dict) -> None:
-    """Raises UserError when the data has changed since the run behind `record` (scores.json) finished."""
-    arguments = _cache_of(config, "")
-    del arguments["vocabulary_dir"]
-    data_record.check_finished(record.get("data"), config.model_dir, **arguments)
-
-
-def task_names(config: Any) -> tuple[str, ...]:
-    """The tasks of a run's stream, in order; makes caches that are missing."""
-    arguments = _cache_of(config, config.source.load().vocabulary_directory)
-    return cache.ensure_cached(**arguments, task_modules=_modules(config))
-
-
-def _modules(config: Any) -> tuple[str, ...]:
-    return config.task_modules + (("tasks.jsonl",) if config.jsonl_tasks is not None else ())
-
-
-def open_tasks(config: Any, vocabulary_directory: str, vocabulary: Any) -> list[TaskData]:
-    """Opens the caches of the stream's tasks, in order; makes the missing ones in a child process."""
-    arguments = _cache_of(config, vocabulary_directory)
-    directory = arguments["cache_dir"]
-    ensure_cached = functools.partial(cache.ensure_cached, **arguments, task_modules=_modules(config))
-    names = processes.first_then_others(ensure_cached)
-    tasks = []
-    for name in names:
-        info = cache.read_info(directory, name)
-        for split in ("train", *config.eval_splits):
-            _check_split(config, info, split)
-        splits = {split: cache.open_split(directory, name, split) for split in ("train", *config.eval_splits)}
-        if config.tags != "none":
-            tag = vocabulary.encode(info["tag"])
-            begins = vocabulary.bos_id != vocabulary.eos_id
-            splits = {
-                split: TaggedSplit(one, tag, info["max_lengths"][0], begins=begins) for split, one in splits.items()
-            }
-        tasks.append(
-            TaskData(
-                name=name,
-                scorers=tuple(info["metrics"]),
-                max_lengths=tuple(info["max_lengths"]),
-                **{"test": None, **splits},
-            )
-        )
-    return tasks
-
-
-def _check_split(config: Any, info: dict, split: str) -> None:
-    """Raises UserError for a split without examples, or without the targets that a score or a loss needs."""
-    examples = info["splits"].get(split, {}).get("examples", 0)
-    if examples and info.get("has_targets", {}).get(split, True):
-        return
-    fault = f"its split {split!r} has {examples} examples"
-    fault += " and no target" if examples else ""
-    remedy = f"give it a {split} file with targets"
-    if split == "test":
-        remedy = f"score the valid split alone, --gin.EVAL_SPLITS='(\"valid\",)', or {remedy}"
-    use = "training needs it" if split == "train" else f"EVAL_SPLITS={tuple(config.eval_splits)!r} scores it"
-    raise UserError(f"task {info['task']}: {fault}, but {use}; {remedy}.")
 
 
 class Setup:

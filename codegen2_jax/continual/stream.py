@@ -14,7 +14,8 @@ import jax
 from codegen2_jax.continual import results, retrieval
 from codegen2_jax.continual.replay import Replay
 from codegen2_jax.continual.run import Run
-from codegen2_jax.continual.setup import SPLITS, Setup, check_finished, is_cached, open_tasks
+from codegen2_jax.continual.setup import Setup
+from codegen2_jax.continual.stream_tasks import SPLITS, check_finished, is_cached, open_tasks
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from codegen2_jax.continual.setup import task_names
+from codegen2_jax.continual.stream_tasks import task_names
 from codegen2_jax.errors import PreemptedError, UserError
 from codegen2_jax.training import run_directory
 

@@ -3,7 +3,7 @@
 import pytest
 
 from codegen2_jax.continual import scoring
-from codegen2_jax.continual.setup import TaskData
+from codegen2_jax.continual.stream_tasks import TaskData
 from codegen2_jax.errors import UserError
 
 

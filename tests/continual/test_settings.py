@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from codegen2_jax.continual.setup import left_out
 from codegen2_jax.continual.stream import ContinualLearning
+from codegen2_jax.continual.stream_tasks import left_out
 from codegen2_jax.continual.synthetic_queries import SyntheticRetrieval
 from codegen2_jax.decoding.settings import Generation
 from codegen2_jax.errors import UserError

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from codegen2_jax.continual.setup import open_tasks
 from codegen2_jax.continual.stream import ContinualLearning
+from codegen2_jax.continual.stream_tasks import open_tasks
 from codegen2_jax.data import cache
 from codegen2_jax.data.vocabulary import Vocabulary
 from codegen2_jax.errors import UserError
