@@ -17,6 +17,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from codegen2_jax import json_files
 from codegen2_jax.start_up import ALLOCATOR
 
 
@@ -171,6 +172,5 @@ def machine(threads: int) -> dict:
 
 
 def write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    json_files.write(path, content)
     print(f"wrote {path}")

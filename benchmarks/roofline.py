@@ -136,7 +136,7 @@ def rows_of(config, shape: tuple[int, int, int], *, rounds: int, side: int) -> t
     total = {key: sum(row[key] for row in rows.values()) for key in ("gflop", "gb", "floor", "seconds", "cpu_seconds")}
     rows["sum of the parts"] = total
     flops = steps.model_flops(config, batch)
-    whole = {"gflop": flops / 1e9, "gb": float("nan"), "floor": flops / peaks["flops"]}
+    whole = {"gflop": flops / 1e9, "gb": None, "floor": flops / peaks["flops"]}
     rows["the whole step"] = whole | {"seconds": found["seconds"], "cpu_seconds": found["cpu_seconds"]}
     return rows, peaks
 
@@ -189,7 +189,8 @@ def main() -> None:
     print(f"{peaks['flops'] / 1e9:,.0f} GFLOP/s in a square product, {peaks['bytes'] / 1e9:.1f} GB/s in a copy")
     print("| part | GFLOP | GB | floor s | measured s | CPU s | of floor |\n" + "|---" * 7 + "|")
     for name, row in rows.items():
-        cells = [f"{row['gflop']:.1f}", f"{row['gb']:.2f}", f"{row['floor']:.3f}", f"{row['seconds']:.3f}"]
+        gigabytes = "-" if row["gb"] is None else f"{row['gb']:.2f}"
+        cells = [f"{row['gflop']:.1f}", gigabytes, f"{row['floor']:.3f}", f"{row['seconds']:.3f}"]
         cells += [f"{row['cpu_seconds']:.3f}", f"{row['seconds'] / max(row['floor'], 1e-9):.1f}"]
         print(f"| {name} | {' | '.join(cells)} |")
     report = {"machine": steps.machine(2), "model": model, "shape": shape, "dtype": arguments.dtype, "peaks": peaks}
