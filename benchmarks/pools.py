@@ -18,6 +18,7 @@ from pathlib import Path
 import contest
 
 from codegen2_jax import json_files
+from codegen2_jax.continual import pool_diagnostics
 from codegen2_jax.reporting.tables import estimate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +65,12 @@ def table(found: dict[str, list[dict]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
+def ends(records: list[dict]) -> list[dict]:
+    """The last stage of every seed, without what is as large as the pool; all of it is in the runs' retrieval.json."""
+    figures = (*pool_diagnostics.PER_TASK, *pool_diagnostics.OVERALL, "selection_overlap")
+    return [{k: v[-1] for k, v in record["diagnostics"].items() if k in figures} for record in records]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stream", default="pytask_cl")
@@ -85,11 +92,7 @@ def main() -> None:
     results = ROOT / "benchmarks" / "results"
     name = f"pools_{arguments.stream}"
     (results / f"{name}.md").write_text("\n".join([*lines, "", note]) + "\n", encoding="utf-8")
-    small = {
-        cell: [{k: v for k, v in r["diagnostics"].items() if not k.endswith("plane")} for r in records]
-        for cell, records in found.items()
-    }
-    json_files.write(results / f"{name}.json", {"machine": machine, "cells": small})
+    json_files.write(results / f"{name}.json", {"machine": machine, "cells": {c: ends(r) for c, r in found.items()}})
     print("\n".join([*lines, "", note]))
 
 

@@ -17,7 +17,7 @@ import re
 import sys
 import textwrap
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gin
@@ -164,12 +164,12 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
         job.run(config_text=without_places(text), **arguments)
 
 
-def describe(argv: list[str]) -> tuple[object, str]:
-    """(the job that a command of `train` would run, its configuration without places), with nothing run."""
-    options = parse_flags(argv, "")
-    if options is None:
-        raise UserError("--help stands alone.")
-    job, text = build(read(options), options)
+def describe(argv: list[str], *, refused: Sequence[str] = ()) -> tuple[object, str]:
+    """(the job that a command of `train` would run, its configuration without places), with nothing run.
+
+    refused: flags of `train` that argv[0], the command at hand, would have no use for; UserError where one is given.
+    """
+    job, text = _build_without(argv, refused)
     return job, without_places(text)
 
 
@@ -178,12 +178,16 @@ def describe_gin(argv: list[str]) -> tuple[object, str]:
 
     Raises UserError for the other flags of `train`, which would have no effect.
     """
+    return _build_without(argv, [name for name in FLAGS if not name.startswith("gin_") and name != "help"])
+
+
+def _build_without(argv: list[str], refused: Sequence[str]) -> tuple[object, str]:
     options = parse_flags(argv, "")
     if options is None:
         raise UserError("--help stands alone.")
-    for name, (_, default, _) in FLAGS.items():
-        if not name.startswith("gin_") and name != "help" and getattr(options, name) != default:
-            raise UserError(f"--{name} is for training; {argv[0]} does nothing with it, so drop it.")
+    for name in refused:
+        if getattr(options, name) != FLAGS[name][1]:
+            raise UserError(f"--{name} is for a single training run; {argv[0]} does nothing with it, so drop it.")
     return build(read(options), options)
 
 

@@ -36,7 +36,7 @@ def _run(argv: list[str]) -> None:
     from codegen2_jax.training import precompilation  # late: it imports JAX, which reads what prepare() has set
 
     asked = precompilation.Asked.of(given)
-    job, _ = cli.describe(["precompile", *arguments])
+    job, _ = cli.describe_gin(["codegen2_jax.precompile", *arguments])
     precompilation.run(job, asked, arguments)
 
 

@@ -5,9 +5,9 @@
   python -m codegen2_jax.sweep --gin_file=pp_tf.gin --orders=5 --sweep_dir=sweeps/orders
 
 --orders is a number of orders, the stream's own first, or task numbers such as 0123,3210. All other flags go to
-codegen2_jax.train. Means are formed over seeds and orders; every other setting has a row of its own. A value with
-commas stands in quotes: --set STREAM="'a,b','a,b,c'". Started again, the same command runs what is missing or failed
-and continues what was killed.
+codegen2_jax.train, those that name or only show a single run apart. Means are formed over seeds and orders; every
+other setting has a row of its own. A value with commas stands in quotes: --set STREAM="'a,b','a,b,c'". Started again,
+the same command runs what is missing or failed and continues what was killed.
 """
 
 import sys
@@ -15,6 +15,9 @@ from pathlib import Path
 
 from codegen2_jax import cli
 from codegen2_jax.errors import UserError
+
+# Flags that name one run's directory, or that keep a run from training.
+WITHOUT_EFFECT = ("model_dir", "print_config", "dry_run", "show_batch")
 
 
 def _sweep(argv: list[str]) -> None:
@@ -27,10 +30,10 @@ def _sweep(argv: list[str]) -> None:
     from codegen2_jax.continual import sweep
     from codegen2_jax.reporting import sweep_table
 
-    job, _ = cli.describe(["sweep", *arguments])
+    job, _ = cli.describe(["codegen2_jax.sweep", *arguments], refused=WITHOUT_EFFECT)
     axes = sweep.axes(job, seeds=given.seeds, orders=given.orders, values=given.values)
     place = Path(given.sweep_dir or Path("sweeps", cli.run_name(arguments)))
-    cells = sweep.plan(arguments, axes, place, lambda line: cli.describe(["sweep", *line])[1])
+    cells = sweep.plan(arguments, axes, place, lambda line: cli.describe(["sweep", *line]))
     failed: dict[int, str] = {}
     try:
         sweep.run(cells, arguments, failed)

@@ -116,3 +116,12 @@ def test_the_pools_ablation_takes_runs_of_its_own_flags_only(tmp_path, monkeypat
     assert [one[0]["summary"]["test"]["retrieval_top1"] for one in (first, second)] == [5.0, 7.0]
     assert all("codegen2_jax.sweep" in command for command in asked)
     assert pools.table({"a": first})[2] == "| a | 5.000 | - | 2.000 | - |"
+
+
+def test_the_pools_ablation_keeps_the_last_stage_and_nothing_as_large_as_the_pool():
+    import pools
+
+    stages = {"retrieval_top1": [[1.0], [0.5, 0.75]], "selection_overlap": [[[1.0]], [[1.0, 0.2], [0.2, 1.0]]]}
+    pool_sized = {"key_usage": [[[0.1] * 100]] * 2, "key_plane": [[[0.0, 0.0]] * 100] * 2}
+    (kept,) = pools.ends([{"diagnostics": stages | pool_sized, "summary": {}}])
+    assert kept == {"retrieval_top1": [0.5, 0.75], "selection_overlap": [[1.0, 0.2], [0.2, 1.0]]}

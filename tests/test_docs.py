@@ -12,7 +12,8 @@ pytest.importorskip("seqio", reason="caching the tasks needs the extra 'seqio'")
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--gin_file=models/tiny_t5.gin", "--gin.STEPS_PER_TASK=2", "--gin.EVAL_EXAMPLES=2", "--gin.BATCH_SIZE=4")
-TINY += ("--gin.runner.Decoding.scoring_beams=1",)  # a beam search costs more to compile than these runs take
+# A beam search, or one more shape, costs more to compile than these runs take.
+TINY += ("--gin.runner.Decoding.scoring_beams=1", "--gin.stream.ContinualLearning.num_shapes=1")
 
 
 def blocks(page: str, language: str) -> list[str]:

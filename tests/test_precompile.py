@@ -174,6 +174,7 @@ def test_a_step_that_does_not_fit_ends_with_advice(monkeypatch, tmp_path):
         (["--topology=v5p:4x4x4", "--out=/no/such/place/x.json"], "no directory"),
         (["--topology=v5p:4x4x4", "--gin.BATCH_SIZE=3"], "BATCH_SIZE"),
         (["--topology=v5p:4x4x4", "--gin.BATCHSIZE=3"], "BATCH_SIZE"),
+        (["--topology=v5p:4x4x4", "--model_dir=runs/x"], "--model_dir is for a single training run"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message):

@@ -6,7 +6,7 @@ selection for any stream and encoder follows from one pass of the encoder and so
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +134,17 @@ def report(record: Mapping[str, Any]) -> list[str]:
     return [head, *pool_diagnostics.lines(last, tasks), *(["  ".join(means)] if means else [])]
 
 
-def shows_finished(directory: Path, config_text: str) -> bool:
-    """Whether the directory holds this study, which then is printed again; UserError where it holds another run."""
+def shows_finished(directory: Path, config_text: str, check_data: Callable[[dict], None] | None = None) -> bool:
+    """Whether the directory holds this study, which then is printed again; UserError where it holds another run.
+
+    check_data: raises UserError when the data of the stored study has changed; None where a study has none.
+    """
     run_directory.check_config(directory, config_text)
     record = run_directory.finished(directory, run_directory.config_digest(config_text))
     if record is None:
         return False
+    if check_data is not None:
+        check_data(record)
     with Tracker(directory, process_index=jax.process_index()) as tracker:
         tracker.message(f"{directory} is finished; its results are in {directory / run_directory.RETRIEVAL_FILE}.")
         tracker.message("\n".join(["", *report(record)]))

@@ -5,17 +5,18 @@ optimizer, and how the stream is walked (`walk`); gin_configs/ names the combina
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from codegen2_jax.continual import results, retrieval
+from codegen2_jax.continual import results, retrieval, stream_tasks
 from codegen2_jax.continual.replay import Replay
 from codegen2_jax.continual.run import Run
 from codegen2_jax.continual.setup import Setup
-from codegen2_jax.continual.stream_tasks import SPLITS, check_finished, is_cached, open_tasks
+from codegen2_jax.continual.stream_tasks import SPLITS, is_cached, open_tasks
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.training import run_directory
@@ -156,15 +157,20 @@ class ContinualLearning:
         ):
             finished = run_directory.finished(directory, digest)
             if finished is not None:
-                check_finished(self, finished)
+                self.check_finished(finished, directory)
                 tracker.message(f"{self.model_dir} is finished; its results are in {directory / 'scores.json'}.")
                 results.show(tracker, finished)
                 return
             with Checkpointer(directory / "checkpoints") as checkpoints, StopSignal() as stop:
                 Run(self, directory, digest, config_text, tracker, checkpoints, stop).learn(profile_steps)
 
+    def check_finished(self, record: dict, directory: Path) -> None:
+        """Raises UserError when the data has changed since the run in `directory`, whose result `record` is, ended."""
+        stream_tasks.check_finished(self, record, directory)
+
     def _study_retrieval(self, directory: Path, config_text: str) -> None:
-        if retrieval.shows_finished(directory, config_text):
+        check_data = functools.partial(self.check_finished, directory=directory)
+        if retrieval.shows_finished(directory, config_text, check_data):
             return
         setup = Setup(self, directory)
         header = {
@@ -172,6 +178,7 @@ class ContinualLearning:
             "init_from": self.source.init_from,
             "weights_digest": setup.loaded.digest,
             "data_digest": results.facts(setup)["data_digest"],
+            "data": setup.data,
             "eval_examples": self.eval_examples,
             "tags": self.tags,
             "query_pooling": self.query_pooling,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from codegen2_jax import processes
@@ -71,11 +72,11 @@ def is_cached(config: Any, vocabulary_directory: str) -> bool:
     return not cache.missing(**_cache_of(config, vocabulary_directory))
 
 
-def check_finished(config: Any, record: dict) -> None:
-    """Raises UserError when the data has changed since the run behind `record` (scores.json) finished."""
+def check_finished(config: Any, record: dict, directory: Path) -> None:
+    """Raises UserError when the data has changed since the run in `directory`, whose result `record` is, ended."""
     arguments = _cache_of(config, "")
     del arguments["vocabulary_dir"]
-    data_record.check_finished(record.get("data"), config.model_dir, **arguments)
+    data_record.check_finished(record.get("data"), str(directory), **arguments)
 
 
 def task_names(config: Any) -> tuple[str, ...]:

@@ -41,7 +41,8 @@ class Axis:
 class Cell:
     """One run of a sweep. settings: {macro: name of its value}; repetitions: the macros that make no row of their own.
 
-    error: why there is no such run, where its configuration is refused; its digest is then empty.
+    error: why there is no such run: its configuration is refused (its digest is then empty), or its directory holds a
+    finished run on data that has changed since.
     """
 
     settings: dict[str, str]
@@ -133,11 +134,11 @@ def _orders(job: Any, orders: str) -> Axis:
 
 
 def plan(
-    arguments: Sequence[str], axes: Sequence[Axis], place: Path, config_of: Callable[[list[str]], str]
+    arguments: Sequence[str], axes: Sequence[Axis], place: Path, describe: Callable[[list[str]], tuple[Any, str]]
 ) -> list[Cell]:
     """The cells of the sweep, seeds innermost; the directory of each is an old one of its digest, or a new one.
 
-    config_of: the configuration's text for a list of flags, as `run_directory` compares it.
+    describe: (the job, the configuration's text as `run_directory` compares it) for a list of flags.
     """
     known = {}
     for path in sorted(place.glob(f"*/{run_directory.CONFIG_FILE}")):
@@ -147,18 +148,23 @@ def plan(
     for chosen in itertools.product(*(range(len(axis.values)) for axis in ordered)):
         settings = {axis.macro: axis.names[i] for axis, i in zip(ordered, chosen, strict=True)}
         bindings = tuple(f"--gin.{axis.macro}={axis.values[i]}" for axis, i in zip(ordered, chosen, strict=True))
-        digest, error = "", None
+        label = "-".join(f"{macro.lower()}{_plain(name)}" for macro, name in settings.items())
+        digest, directory, error = "", place / label, None
         try:
-            digest = run_directory.config_digest(config_of([*arguments, *bindings]))
+            job, text = describe([*arguments, *bindings])
+            digest = run_directory.config_digest(text)
+            directory = known.get(digest, place / f"{label}-{digest[:8]}")
+            record = run_directory.finished(directory, digest)
+            if record is not None and hasattr(job, "check_finished"):  # other jobs keep no word of their data
+                job.check_finished(record, directory)
         except UserError as refused:
             error = " ".join(str(refused).split())
-        label = "-".join(f"{macro.lower()}{_plain(name)}" for macro, name in settings.items())
         cells.append(
             Cell(
                 settings=settings,
                 bindings=bindings,
                 digest=digest,
-                directory=known.get(digest, place / f"{label}-{digest[:8]}"),
+                directory=directory,
                 repetitions=frozenset(axis.macro for axis in axes if axis.repeats),
                 error=error,
             )

@@ -22,7 +22,8 @@ def _best(groups: Sequence[Group]) -> list[str]:
     if not known:
         return []
     best = max(known, key=lambda name: known[name].mean)
-    found = [f"Highest average {split} BLEU: {best} with {_text(known[best])}."]
+    among = " of one model for all tasks" if len(shown) < len(groups) else ""
+    found = [f"Highest average {split} BLEU{among}: {best} with {_text(known[best])}."]
     copied = baseline(groups[0].runs[0], "copy", split, "bleu")
     if copied is not None and np.isfinite(copied).all():
         floor = float(copied.mean())

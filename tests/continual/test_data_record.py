@@ -126,9 +126,11 @@ def test_a_finished_run_is_compared_by_its_job(place, tmp_path):
     job |= {"batch_size": 1, "seed": 0, "cache_dir": str(place.cache), "model_dir": str(tmp_path / "run")}
     record = {"complete": True, "config_digest": run_directory.config_digest("A = 1"), "data": place.record()}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "scores.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="max_target of task titles was 128 and is 9"):
-        ContinualLearning(jsonl_tasks=place.given(max_target=9), **job).run(config_text="A = 1")
+    for name, more in (("scores.json", {}), ("retrieval.json", {"retrieval_only": True})):
+        (tmp_path / "run" / name).write_text(json.dumps(record))
+        with pytest.raises(UserError, match=f"{tmp_path}/run holds .*max_target of task titles was 128 and is 9"):
+            ContinualLearning(jsonl_tasks=place.given(max_target=9), **job, **more).run(config_text="A = 1")
+        (tmp_path / "run" / name).unlink()
 
 
 def test_a_run_that_goes_on_is_compared_with_its_caches(place):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,8 +19,9 @@ def text_of(line):
     return "\n".join(sorted(line)) + "\n"
 
 
-def cells_of(place, *, seeds="0,1", values=()):
-    return sweep.plan(["--gin_file=a.gin"], sweep.axes(None, seeds=seeds, orders=None, values=values), place, text_of)
+def cells_of(place, *, seeds="0,1", values=(), job=None):
+    axes = sweep.axes(None, seeds=seeds, orders=None, values=values)
+    return sweep.plan(["--gin_file=a.gin"], axes, place, lambda line: (job, text_of(line)))
 
 
 def finish(cell, bleu):
@@ -62,6 +64,22 @@ def test_means_have_intervals_over_seeds_only(tmp_path):
     assert (tmp_path / "sweep.csv").read_text().startswith("REPLAY_SIZE,runs,average_bleu (test)")
 
 
+def test_a_finished_run_on_changed_data_counts_as_failed(tmp_path, capsys):
+    def check_finished(record, directory):
+        if directory.name == "changed":
+            raise UserError(f"{directory} holds a run on other data (x has changed).")
+
+    (cell, other) = cells_of(tmp_path)
+    finish(dataclasses.replace(cell, directory=tmp_path / "changed"), 10.0)
+    finish(other, 20.0)
+    cells, failed = cells_of(tmp_path, job=SimpleNamespace(check_finished=check_finished)), {}
+    sweep.run(cells, [], failed)
+    assert list(failed) == [0] and "changed holds a run on other data (x has changed)." in failed[0]
+    sweep_table.write(cells, tmp_path, failed)
+    (group,) = json.loads((tmp_path / "sweep.json").read_text())["groups"]
+    assert group["runs"] == 1 and group["figures"]["test"]["average_bleu"]["values"] == [20.0]
+
+
 def refusing(line):
     """The configuration of a line, refused where a value is not what it may be."""
     if "--gin.REPLAY_SIZE=0" in line:
@@ -90,7 +108,7 @@ def ends_with(codes, monkeypatch):
 
 
 def sweep_command(monkeypatch, place, *flags):
-    monkeypatch.setattr(command.cli, "describe", lambda line: (None, refusing(line[1:])))
+    monkeypatch.setattr(command.cli, "describe", lambda line, **_: (None, refusing(line[1:])))
     return command.main(["--gin_file=a.gin", f"--sweep_dir={place}", *flags])
 
 
@@ -130,7 +148,7 @@ def test_streams_that_are_set_are_no_repetitions_and_orders_are(tmp_path, monkey
     assert [group["settings"] for group in groups] == [{"STREAM": "a,b"}, {"STREAM": "a,b,c"}]
     monkeypatch.setattr(sweep, "task_names", lambda job: ("a", "b"))
     axes = sweep.axes(None, seeds="0,1", orders="01,10", values=[])
-    cells = sweep.plan([], axes, tmp_path, text_of)
+    cells = sweep.plan([], axes, tmp_path, lambda line: (None, text_of(line)))
     assert len(cells) == 4 and {cell.repetitions for cell in cells} == {frozenset({"SEED", "STREAM"})}
 
 
@@ -173,6 +191,14 @@ def test_a_study_of_retrieval_is_found_again_and_collected(tmp_path, monkeypatch
 def test_slips_are_told(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         cells_of(tmp_path, **flags)
+
+
+@pytest.mark.parametrize("flag", ["--model_dir=runs/x", "--dry_run", "--print_config", "--show_batch"])
+def test_flags_of_a_single_run_are_refused(flag, tmp_path, capsys):
+    assert command.main(["--gin_file=pp_tf.gin", f"--sweep_dir={tmp_path}", flag]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{flag.partition('=')[0]} is for a single training run" in told
+    assert not any(tmp_path.iterdir())
 
 
 def test_two_orders_of_a_tiny_stream(tmp_path, environment):

@@ -333,10 +333,10 @@ def test_nothing_is_started_that_was_only_to_be_shown(humaneval_file, tmp_path, 
     assert capsys.readouterr().out == "humaneval: 3 problems\n" and not list(tmp_path.iterdir())
     (tmp_path / "afile").touch()
     for flags, message in [
-        (["--show_batch"], "--show_batch is for training"),
-        (["--model_dir=x"], "--model_dir is for training"),
-        (["--profile_steps=1:2"], "--profile_steps is for training"),
-        (["--distributed=on"], "--distributed is for training"),
+        (["--show_batch"], "--show_batch is for a single training run"),
+        (["--model_dir=x"], "--model_dir is for a single training run"),
+        (["--profile_steps=1:2"], "--profile_steps is for a single training run"),
+        (["--distributed=on"], "--distributed is for a single training run"),
         (["--only", "score", "--dtype", "float99"], "--dtype has no effect with --only score"),
         (["--only", "score", "--vocabulary", "x"], "--vocabulary has no effect"),
         (["--only", "generate", "--workers", "4"], "--workers has no effect with --only generate"),

@@ -125,6 +125,11 @@ def csv_of(out, name):
     return {row[next(iter(row))]: row for row in rows_of(out, name)}
 
 
+def test_the_best_average_is_said_to_leave_out_a_model_for_each_task(written):
+    _, page = written
+    assert "Highest average test BLEU of one model for all tasks: pool with" in page
+
+
 def test_the_methods_table_has_the_numbers_of_scores_json(written):
     rows = csv_of(written[0], "methods")
     assert list(rows) == ["pool", "finetune", "individual", "before training", "copy", "constant (not computed)"]
