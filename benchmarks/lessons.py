@@ -186,7 +186,7 @@ def main() -> None:
         parser.error(f"{unknown or cells}: a cell is a file of gin_configs/ablation, such as {CELLS[0]}")
     for number, cell in enumerate(cells):
         left = (time.monotonic() - began) / number * (len(cells) - number) / 60 if number else None
-        ends = f", about {left:.0f} minutes left" if left is not None else ""
+        ends = f", about {left:.0f} min left" if left is not None else ""
         print(f"cell {number + 1} of {len(cells)}: {cell}{ends}", flush=True)
         start, used = time.monotonic(), cpu_seconds()
         runs = train(cell, arguments.runs, arguments.seeds, more)

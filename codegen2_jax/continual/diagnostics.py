@@ -89,7 +89,7 @@ def key_drift(before_MD: np.ndarray, after_MD: np.ndarray, rows_M: np.ndarray) -
     """Mean of 1 - cos(key before a task, the key after it) over the keys `rows_M` (bool): those of past owners."""
     chosen = np.asarray(rows_M, bool)
     before, after = _unit(np.asarray(before_MD)[chosen]), _unit(np.asarray(after_MD)[chosen])
-    return _mean(1.0 - (before * after).sum(axis=1))
+    return _mean(np.maximum(1.0 - (before * after).sum(axis=1), 0.0))  # a rounded cosine may exceed 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

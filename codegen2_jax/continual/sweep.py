@@ -193,7 +193,7 @@ def run(cells: Sequence[Cell], arguments: Sequence[str], failed: dict[int, str])
     for number, index in enumerate(waiting):
         cell = cells[index]
         left = (time.monotonic() - began) / number * (len(waiting) - number) if number else None
-        ends = f", about {left / 60:.0f} minutes left" if left is not None else ""
+        ends = f", about {left / 60:.0f} min left" if left is not None else ""
         print(f"[{number + 1}/{len(waiting)}] {cell.name} in {cell.directory}{ends}", flush=True)
         cell.directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "codegen2_jax.train", *arguments, *cell.bindings]

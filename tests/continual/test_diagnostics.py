@@ -63,6 +63,12 @@ def test_key_drift_reads_the_given_rows_only():
     assert math.isnan(diagnostics.key_drift(before_MD, after_MD, np.zeros(3, bool)))
 
 
+def test_keys_that_stayed_have_no_negative_drift():
+    keys_MD = np.random.default_rng(0).normal(size=(200, 24))
+    for row, key_D in enumerate(keys_MD):
+        assert diagnostics.key_drift(keys_MD, 2 * keys_MD, np.arange(200) == row) >= 0.0, key_D
+
+
 def test_query_cosines_equal_the_mean_over_all_pairs():
     rng = np.random.default_rng(0)
     queries = [rng.normal(loc=task, size=(n, 4)) for task, n in enumerate([3, 5, 4])]
