@@ -20,7 +20,7 @@ from codegen2_jax.reporting.drawing import (
     legend_above,
     marker_of,
 )
-from codegen2_jax.reporting.finished_runs import Group, Run, short_names
+from codegen2_jax.reporting.finished_runs import TITLES, Group, Run, short_names
 from codegen2_jax.reporting.tables import Column, Estimate, Table
 
 MOST_LABELLED = 5  # methods whose bars have room for a number each
@@ -68,7 +68,7 @@ def forget_bars(table: Table) -> Drawing | None:
                 axes.bar_label(bars, texts, padding=2, color=MUTED, fontsize=8)
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_xticks(range(len(headings)), headings)
-        axes.set_ylabel("forget_paper, BLEU points, valid")
+        axes.set_ylabel("forget_paper, points, valid")
         grid(axes)
         legend_above(figure, axes)
 
@@ -76,8 +76,10 @@ def forget_bars(table: Table) -> Drawing | None:
 
 
 def curves(groups: Sequence[Group]) -> tuple[Drawing | None, Table]:
-    """Training loss, validation loss and validation BLEU over the steps of the whole run, and their numbers."""
-    names = {"loss": "training loss", "valid_loss": "validation loss", "valid_bleu": "validation BLEU"}
+    """Training loss, validation loss and validation score over the steps of the whole run, and their numbers."""
+    metric = groups[0].metric
+    names = {"loss": "training loss", "valid_loss": "validation loss"}
+    names[f"valid_{metric}"] = f"validation {TITLES[metric]}"
     rows = []
     for group in groups:
         for run in group.runs:
@@ -113,7 +115,7 @@ def curves(groups: Sequence[Group]) -> tuple[Drawing | None, Table]:
 
 
 def cost(table: Table) -> Drawing | None:
-    """Average BLEU against wall minutes and against trained parameters, from `tables.cost_against_score`."""
+    """The average score against wall minutes and against trained parameters, from `tables.cost_against_score`."""
     points = [row for number, row in enumerate(table.rows) if number not in table.reference and row[1] is not None]
     copied = [row[1] for number, row in enumerate(table.rows) if number in table.reference and row[1] is not None]
     if not points:
@@ -143,7 +145,7 @@ def cost(table: Table) -> Drawing | None:
             panels[1].set_xscale("log")
             panels[1].minorticks_off()
             panels[1].margins(x=0.15)
-        panels[0].set_ylabel(f"average {table.columns[1].detail.replace('bleu', 'BLEU')}")
+        panels[0].set_ylabel(f"average {table.columns[1].detail}")
         legend_above(figure, panels[0])
 
     return Drawing(draw, 9.0, 3.4)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from codegen2_jax.reporting import tables
-from codegen2_jax.reporting.finished_runs import Group, baseline, scored_split, short_names
+from codegen2_jax.reporting.finished_runs import TITLES, Group, baseline, scored_split, short_names
 from codegen2_jax.reporting.tables import Estimate
 
 
@@ -23,8 +23,9 @@ def _best(groups: Sequence[Group]) -> list[str]:
         return []
     best = max(known, key=lambda name: known[name].mean)
     among = " of one model for all tasks" if len(shown) < len(groups) else ""
-    found = [f"Highest average {split} BLEU{among}: {best} with {_text(known[best])}."]
-    copied = baseline(groups[0].runs[0], "copy", split, "bleu")
+    metric = groups[0].metric
+    found = [f"Highest average {split} {TITLES[metric]}{among}: {best} with {_text(known[best])}."]
+    copied = baseline(groups[0].runs[0], "copy", split, metric)
     if copied is not None and np.isfinite(copied).all():
         floor = float(copied.mean())
         above = [name for name, value in known.items() if value.mean > floor]
@@ -35,11 +36,11 @@ def _best(groups: Sequence[Group]) -> list[str]:
 
 def _not_above_trivial(groups: Sequence[Group]) -> list[str]:
     run, split = groups[0].runs[0], scored_split(groups)
-    rows = [baseline(run, name, split, "bleu") for name in ("copy", "constant")]
+    rows = [baseline(run, name, split, run.metric) for name in ("copy", "constant")]
     trivial = [row for row in rows if row is not None]
     if not trivial:
         return []
-    best_J = np.max([one.final(split, "bleu", run.tasks) for group in groups for one in group.runs], axis=0)
+    best_J = np.max([one.final(split, run.metric, run.tasks) for group in groups for one in group.runs], axis=0)
     names = short_names(run.scores.tasks)
     below = [name for name, is_below in zip(names, best_J <= np.max(trivial, axis=0), strict=True) if is_below]
     if not below:
@@ -52,7 +53,8 @@ def _lost(groups: Sequence[Group]) -> list[str]:
     if not lost:
         return []
     ordered = sorted(lost, key=lambda name: lost[name].mean)
-    return [f"forget_paper_bleu on valid, least first: {', '.join(f'{n} {_text(lost[n])}' for n in ordered)}."]
+    each = ", ".join(f"{name} {_text(lost[name])}" for name in ordered)
+    return [f"forget_paper_{groups[0].metric} on valid, least first: {each}."]
 
 
 def _text(value: Estimate) -> str:

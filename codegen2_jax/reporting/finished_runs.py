@@ -19,6 +19,8 @@ SCORES_FILE = "scores.json"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.gin"
 SPLITS = ("valid", "test")
+# Columns of R of which tables and figures speak, the first that scores every task; as words.
+TITLES = {"bleu": "BLEU", "exact_match": "exact match"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,18 @@ class Run:
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.record["stream"])
+
+    @functools.cached_property
+    def metric(self) -> str:
+        """The column of R that tables and figures speak of: BLEU, or exact match where a task has no BLEU.
+
+        Raises UserError where neither scores every task.
+        """
+        columns, scorers = self.scores.splits.get("valid", {}), self.scores.scorers
+        whole = [name for name in TITLES if name in columns and None not in scorers.get(name, ())]
+        if not whole:
+            raise UserError("no bleu of the valid split, nor exact_match of all its tasks: there is no report of it.")
+        return whole[0]
 
     @property
     def method(self) -> str:
@@ -95,6 +109,10 @@ class Group:
     @property
     def method(self) -> str:
         return self.runs[0].method
+
+    @property
+    def metric(self) -> str:
+        return self.runs[0].metric
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -148,7 +166,7 @@ def _check_comparable(first: Run, run: Run) -> None:
                             f"in {first.directory}; give only runs scored alike.")  # fmt: skip
         # The digest is of a whole stream; what copying the input scores tells data of one task apart.
         copied = [_by_task(one, one.scores.baselines.get("copy", {}).get("valid", {}), task) for one in (run, first)]
-        known = [row["bleu"] for row in copied if row.get("bleu") is not None]
+        known = [row[first.metric] for row in copied if row.get(first.metric) is not None]
         if len(known) == 2 and not math.isclose(*known, abs_tol=1e-6):
             raise UserError(f"copying the input of {task} scores {known[0]:.2f} in {run.directory} but {known[1]:.2f} "
                             f"in {first.directory}: other data; give only runs of the same files.")  # fmt: skip
@@ -214,7 +232,7 @@ def by_stream(groups: Sequence[Group]) -> list[list[Group]]:
 def scored_split(groups: Sequence[Group]) -> str:
     """The split of which tables and figures speak: test, or valid where a run has no test scores."""
     runs = [run for group in groups for run in group.runs]
-    return "test" if all("bleu" in run.scores.splits.get("test", {}) for run in runs) else "valid"
+    return "test" if all(run.metric in run.scores.splits.get("test", {}) for run in runs) else "valid"
 
 
 def short_names(tasks: Sequence[str]) -> list[str]:
@@ -277,16 +295,16 @@ def _read(directory: Path) -> Run:
         config = settings.bindings(place.read_text(encoding="utf-8")) if place.is_file() else {}
         metrics = tuple(lines_of(directory / METRICS_FILE))
         run = Run(directory=directory, record=record, metrics=metrics, config=config)
-        scores = run.scores
+        scores, metric = run.scores, run.metric
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the training command again or {hint}.") from error
     if not record.get("complete"):
         raise UserError(f"{directory} is unfinished; start its training command again, which continues it.")
-    for split in ("valid", *scores.splits):  # the test split may not be there
-        if "bleu" not in scores.splits.get(split, {}):
-            raise UserError(f"{path} has no bleu of the {split} split; {hint}.")
+    for split in scores.splits:  # the test split may not be there
+        if metric not in scores.splits[split]:
+            raise UserError(f"{path} has no {metric} of the {split} split; {hint}.")
     return run
 
 

@@ -9,6 +9,7 @@ from codegen2_jax.reporting.exhibits import Exhibit, Report, Section
 from codegen2_jax.reporting.findings import main_findings
 from codegen2_jax.reporting.finished_runs import (
     SPLITS,
+    TITLES,
     Group,
     Run,
     by_stream,
@@ -60,7 +61,7 @@ def make_sections(groups: Sequence[Group]) -> list[Section]:
     runs, streams = [run for group in groups for run in group.runs], by_stream(groups)
     paper = [_paper(alike) for alike in streams if paper_table.belongs(alike)]
     buffers = [_each(series_sections.buffers, streams)] if any(map(series.by_buffer, streams)) else []
-    lengths = [series_sections.lengths(groups)] if series.by_tasks(groups) else []
+    lengths = [section for section in [series_sections.lengths(groups)] if section.parts]
     parts = [_each(build, streams) for build in (_matrices, _forget, _curves, _cost)]
     return [_each(_methods, streams), *paper, *_ceilings(runs), *buffers, *lengths, *parts, pools(runs), _runs(groups)]
 
@@ -87,33 +88,34 @@ def _stream_name(groups: Sequence[Group]) -> str:
 
 def _methods(groups: Sequence[Group]) -> Section:
     first, split = groups[0].runs[0], scored_split(groups)
-    table = tables.methods(groups)
+    table, metric, title = tables.methods(groups), first.metric, TITLES[first.metric]
     words = [
         "Scores after the last task. Read every row against copy (the input given back as the output) and constant "
-        "(the most frequent target of each task): a method that is not above them has learned nothing that BLEU shows.",
+        "(the most frequent target of each task): a method that is not above them has learned nothing that "
+        f"{TITLES[first.metric]} shows.",
     ]
     if any(len(group.runs) > 1 for group in groups):
         orders = len({run.tasks for group in groups for run in group.runs})
         several = "Several seeds" if orders == 1 else f"Several seeds and {orders} orders of the tasks"
         words.append(f"{several}: the mean, and after \N{PLUS-MINUS SIGN} half the 95 % interval by Student's t.")
     notes = [
-        f"BLEU: {tables.scorers_text(first, 'bleu')}.",
-        "forget_paper_bleu: mean over all but the last task of its best valid score from the stage that learned it to "
-        "the last but one, minus its final score; below 0, tasks ended better than ever before.",
+        f"{title[:1].upper()}{title[1:]}: {tables.scorers_text(first, metric)}.",
+        f"forget_paper_{metric}: mean over all but the last task of its best valid score from the stage that learned "
+        "it to the last but one, minus its final score; below 0, tasks ended better than ever before.",
     ]
     removed = [name for name, task in zip(short_names(first.scores.tasks), first.scores.tasks, strict=True)
                if task in first.scores.leave_out]  # fmt: skip
     if removed:
-        notes.append(f"A second average leaves out {', '.join(removed)}, where BLEU says little beside copying.")
-    top = ceiling(groups, split, "bleu")
+        notes.append(f"A second average leaves out {', '.join(removed)}, where {title} says little beside copying.")
+    top = ceiling(groups, split, metric)
     if top is None:
         notes.append(
-            "copy_normalised_bleu needs the scores of individual finetuning as its ceiling: give such a run too."
+            f"copy_normalised_{metric} needs the scores of individual finetuning as its ceiling: give such a run too."
         )
     else:
         flat = tables.without_headroom(first, top, split)
         notes.append(
-            "copy_normalised_bleu: 0 is copying, 1 is individual finetuning, mean over tasks"
+            f"copy_normalised_{metric}: 0 is copying, 1 is individual finetuning, mean over tasks"
             + (f"; without headroom, and so left out: {', '.join(flat)}." if flat else ".")
         )
     exhibit = Exhibit(name="methods", title="Scores after the last task", caption=" ".join(notes), table=table)
@@ -151,7 +153,7 @@ def _matrices(groups: Sequence[Group]) -> Section:
     ]
     for run in runs:
         parts.append(f"# {run.name}")
-        for metric, title in (("bleu", "BLEU"), ("exact_match", "exact match")):
+        for metric, title in TITLES.items():
             for split in SPLITS:
                 if metric not in run.scores.splits.get(split, {}):
                     continue
@@ -176,15 +178,16 @@ def _forget(groups: Sequence[Group]) -> Section:
     if drawing is None:
         reason = "Left out: it takes two tasks and a method that learns them in sequence."
         return Section(name="lost", title=title, parts=[reason])
-    scorers = tables.scorers_text(groups[0].runs[0], "bleu")
+    metric = groups[0].metric
+    scorers = tables.scorers_text(groups[0].runs[0], metric)
     exhibit = Exhibit(
-        name="forget_paper_bleu_valid",
-        title="forget_paper_bleu by task, valid",
+        name=f"forget_paper_{metric}_valid",
+        title=f"forget_paper_{metric} by task, valid",
         caption=f"Best score from the stage that learned the task to the last but one, minus the final score, on valid "
-        f"({scorers}). The last task has none; the mean is forget_paper_bleu.",
+        f"({scorers}). The last task has none; the mean is forget_paper_{metric}.",
         table=table,
         drawing=drawing,
-        alt="Bars of forget_paper_bleu on the valid split, by task and method.",
+        alt=f"Bars of forget_paper_{metric} on the valid split, by task and method.",
     )
     return Section(name="lost", title=title, parts=[exhibit])
 
@@ -204,7 +207,7 @@ def _curves(groups: Sequence[Group]) -> Section:
                 "configuration says otherwise; vertical lines are where the next task begins.",
                 table=table,
                 drawing=drawing,
-                alt="Curves of training loss, validation loss and validation BLEU over steps, a line per run and task.",
+                alt="Curves of training and validation loss and of the validation score, a line per run and task.",
             )
         )
     return Section(name="curves", title="Learning curves", parts=parts)
@@ -212,14 +215,14 @@ def _curves(groups: Sequence[Group]) -> Section:
 
 def _cost(groups: Sequence[Group]) -> Section:
     table = tables.cost_against_score(groups)
-    drawing = figures.cost(table)
+    drawing, title = figures.cost(table), TITLES[groups[0].metric]
     exhibit = Exhibit(
         name="score_against_cost",
-        title=f"Average {scored_split(groups)} BLEU against cost",
+        title=f"Average {scored_split(groups)} {title} against cost",
         caption="Wall time is the whole run's, scoring included, on whatever machine it had; the dashed line is copy.",
         table=table,
         drawing=drawing,
-        alt="Two scatter plots: average BLEU against wall minutes and against trained parameters.",
+        alt=f"Two scatter plots: average {title} against wall minutes and against trained parameters.",
     )
     return Section(name="cost", title="Score against cost", parts=[exhibit])
 

@@ -16,7 +16,6 @@ class Series:
     name: str
     points: tuple[tuple[int, Group], ...]
 
-
 def by_buffer(groups: Sequence[Group]) -> list[Series]:
     """The methods of one stream that were run with several sizes of the replay buffer and nothing else changed."""
 
@@ -60,14 +59,17 @@ def _series(
 
 
 def table(series: Sequence[Series], heading: str) -> Table:
-    """A row per point: what was varied, the average at the end and forget_paper_bleu, both over seeds."""
+    """A row per point: what was varied, the average at the end and forget_paper, both over seeds.
+
+    series: of one metric.
+    """
     groups = [group for one in series for _, group in one.points]
-    split = scored_split(groups)
+    split, metric = scored_split(groups), groups[0].metric
     columns = [
         Column("method"),
         Column(heading),
-        Column("average_bleu", split, f"average_bleu ({split})"),
-        Column("forget_paper_bleu", "valid", "forget_paper_bleu (valid)"),
+        Column(f"average_{metric}", split, f"average_{metric} ({split})"),
+        Column(f"forget_paper_{metric}", "valid", f"forget_paper_{metric} (valid)"),
         Column("runs"),
     ]
     rows = [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from codegen2_jax.reporting import figures, paper_table, series
 from codegen2_jax.reporting.exhibits import Exhibit, Section
-from codegen2_jax.reporting.finished_runs import Group
+from codegen2_jax.reporting.finished_runs import TITLES, Group
 
 
 def buffers(groups: Sequence[Group]) -> Section:
@@ -13,12 +13,12 @@ def buffers(groups: Sequence[Group]) -> Section:
         table = series.table(found, "buffer examples")
         exhibit = Exhibit(
             name="score_against_buffer",
-            title="Average BLEU and forget_paper_bleu against buffer size",
+            title=f"{_figures(groups[0].metric)} against buffer size",
             caption="Examples kept of all tasks together; everything else is the same along a line. Bars are 95 % "
             "intervals over seeds, where there are several.",
             table=table,
             drawing=figures.against_number(table, xlabel="examples in the replay buffer"),
-            alt="Curves of average BLEU and of forget_paper_bleu over the size of the buffer, a line per method.",
+            alt=f"Curves of {_figures(groups[0].metric)} over the size of the buffer, a line per method.",
         )
         parts = [exhibit]
         if paper_table.belongs(groups):
@@ -32,15 +32,26 @@ def buffers(groups: Sequence[Group]) -> Section:
 
 
 def lengths(groups: Sequence[Group]) -> Section:
-    found = series.by_tasks(groups)
-    table = series.table(found, "tasks")
-    exhibit = Exhibit(
-        name="score_against_tasks",
-        title="Average BLEU and forget_paper_bleu against the number of tasks",
-        caption="Averages are over the tasks of each stream, so they speak of different tasks; everything else is the "
-        "same along a line. Bars are 95 % intervals over seeds, where there are several.",
-        table=table,
-        drawing=figures.against_number(table, xlabel="tasks in the stream"),
-        alt="Curves of average BLEU and of forget_paper_bleu over the number of tasks, a line per method.",
-    )
-    return Section(name="lengths", title="Score against number of tasks", parts=[exhibit])
+    """An exhibit per metric: streams of one word are read by exact match, of text by BLEU; none without a curve."""
+    parts: list = []
+    for metric in dict.fromkeys(group.metric for group in groups):
+        found = series.by_tasks([group for group in groups if group.metric == metric])
+        if not found:
+            continue
+        table = series.table(found, "tasks")
+        parts.append(
+            Exhibit(
+                name="score_against_tasks" if not parts else f"score_against_tasks_{metric}",
+                title=f"{_figures(metric)} against the number of tasks",
+                caption="Averages are over the tasks of each stream, so they speak of different tasks; everything else "
+                "is the same along a line. Bars are 95 % intervals over seeds, where there are several.",
+                table=table,
+                drawing=figures.against_number(table, xlabel="tasks in the stream"),
+                alt=f"Curves of {_figures(metric)} over the number of tasks, a line per method.",
+            )
+        )
+    return Section(name="lengths", title="Score against number of tasks", parts=parts)
+
+
+def _figures(metric: str) -> str:
+    return f"Average {TITLES[metric]} and forget_paper_{metric}"

@@ -8,8 +8,6 @@ from codegen2_jax import json_files
 from codegen2_jax.continual.sweep import Cell
 from codegen2_jax.reporting.tables import Column, Estimate, Table, estimate, to_csv
 
-SHOWN = (("test", "average_bleu"), ("test", "average_exact_match"), ("valid", "forget_paper_bleu"))
-OF_VALID = tuple(("valid", name) for _, name in SHOWN)  # where test was not scored (EVAL_SPLITS)
 MOST_SHOWN = 4  # figures of runs that have none of those
 
 
@@ -68,12 +66,10 @@ def _figures(records: Sequence[dict]) -> dict[str, dict[str, Any]]:
 def _table(groups: dict[tuple, list[dict]], figures: dict[tuple, dict]) -> Table:
     macros = [macro for macro, _ in next(iter(groups))]
     there = [(split, name) for found in figures.values() for split, names in found.items() for name in names]
-    wanted = SHOWN if "test" in {split for split, _ in there} else OF_VALID
-    shown = [one for one in wanted if one in there] or list(dict.fromkeys(there))[:MOST_SHOWN]
+    scores = [one for one in _scores(there) if one in there]
+    shown = scores or list(dict.fromkeys(there))[:MOST_SHOWN]
     columns = [*(Column(macro) for macro in macros), Column("runs")]
-    columns += [
-        Column(name, split, f"{name} ({split})", digits=2 if (split, name) in SHOWN else 3) for split, name in shown
-    ]
+    columns += [Column(name, split, f"{name} ({split})", digits=2 if scores else 3) for split, name in shown]
     rows = []
     for name, records in groups.items():
         row: list[Any] = [*(value for _, value in name), len(records)]
@@ -82,6 +78,14 @@ def _table(groups: dict[tuple, list[dict]], figures: dict[tuple, dict]) -> Table
             row.append(None if entry is None else Estimate(entry["mean"], entry["half_width_95"]))
         rows.append(row)
     return Table(columns, rows)
+
+
+def _scores(there: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What is asked of a stream first: (split, figure); of valid where test was not scored (EVAL_SPLITS)."""
+    split = "test" if "test" in {split for split, _ in there} else "valid"
+    metric = "bleu" if (split, "average_bleu") in there else "exact_match"
+    averages = [(split, f"average_{name}") for name in ("bleu", "exact_match")]
+    return [*averages, ("valid", f"forget_paper_{metric}")]
 
 
 def _lines(table: Table) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from codegen2_jax.continual.scores import copy_normalised, copy_normalised_per_task, forget_paper_per_task
-from codegen2_jax.reporting.finished_runs import Group, Run, baseline, ceiling, scored_split, short_names
+from codegen2_jax.reporting.finished_runs import TITLES, Group, Run, baseline, ceiling, scored_split, short_names
 
 CONFIDENCE = 0.95
 
@@ -115,27 +115,32 @@ def methods(groups: Sequence[Group]) -> Table:
     without = first.scores.leave_out
     rest = [number for number, task in enumerate(tasks) if task not in without]
     removed = ", ".join(name for name, task in zip(short, tasks, strict=True) if task in without)
-    top = ceiling(groups, split, "bleu")
-    copied = baseline(first, "copy", split, "bleu")
-    bleu, scorers = scorer_names(first, "bleu"), scorers_text(first, "bleu")
+    metric = first.metric
+    top = ceiling(groups, split, metric)
+    copied = baseline(first, "copy", split, metric)
+    names, scorers = scorer_names(first, metric), scorers_text(first, metric)
+    has_match = metric != "exact_match"  # else it would stand there twice
 
     columns = [Column("method")]
     columns += [
-        Column(name, f"{split} {scorer}", f"{split} bleu {task} ({scorer})")
-        for name, task, scorer in zip(short, tasks, bleu, strict=True)
+        Column(name, f"{split} {scorer}", f"{split} {metric} {task} ({scorer})")
+        for name, task, scorer in zip(short, tasks, names, strict=True)
     ]
-    columns += [Column("average", f"{split} bleu", f"average_bleu ({split})")]
+    columns += [Column("average", f"{split} {TITLES[metric]}", f"average_{metric} ({split})")]
     if without and rest:
         columns += [
             Column(
-                f"average without {removed}", f"{split} bleu", f"average_without_{'_'.join(without)}_bleu ({split})"
+                f"average without {removed}",
+                f"{split} {TITLES[metric]}",
+                f"average_without_{'_'.join(without)}_{metric} ({split})",
             )
         ]
+    if has_match:
+        columns.append(Column("exact match", f"{split} average", f"average_exact_match ({split})"))
     columns += [
-        Column("exact match", f"{split} average", f"average_exact_match ({split})"),
-        Column("forget_paper_bleu", "valid", f"forget_paper_bleu (valid; {scorers})"),
+        Column(f"forget_paper_{metric}", "valid", f"forget_paper_{metric} (valid; {scorers})"),
         Column(
-            "copy_normalised_bleu", f"{split}, vs individual", f"copy_normalised_vs_individual_bleu ({split})"
+            f"copy_normalised_{metric}", f"{split}, vs individual", f"copy_normalised_vs_individual_{metric} ({split})"
         ),
         Column("trained parameters"),
         Column("prompt tokens"),
@@ -144,18 +149,19 @@ def methods(groups: Sequence[Group]) -> Table:
         Column("runs" if any(run.order for group in groups for run in group.runs) else "seeds"),
     ]
 
-    def scores_of(bleu_RJ: np.ndarray, match_RJ: np.ndarray | None, forgotten_R: Sequence[float]) -> list[Cell]:
-        cells: list[Cell] = [estimate(bleu_R) for bleu_R in bleu_RJ.T]
-        cells.append(estimate(bleu_RJ.mean(axis=1)))
+    def scores_of(score_RJ: np.ndarray, match_RJ: np.ndarray | None, forgotten_R: Sequence[float]) -> list[Cell]:
+        cells: list[Cell] = [estimate(score_R) for score_R in score_RJ.T]
+        cells.append(estimate(score_RJ.mean(axis=1)))
         if without and rest:
-            cells.append(estimate(bleu_RJ[:, rest].mean(axis=1)))
-        cells.append(None if match_RJ is None else estimate(match_RJ.mean(axis=1)))
+            cells.append(estimate(score_RJ[:, rest].mean(axis=1)))
+        if has_match:
+            cells.append(None if match_RJ is None else estimate(match_RJ.mean(axis=1)))
         cells.append(estimate(forgotten_R))
-        cells.append(None if top is None or copied is None else estimate(_normalised(bleu_RJ, top, copied)))
+        cells.append(None if top is None or copied is None else estimate(_normalised(score_RJ, top, copied)))
         return cells
 
     def reference(name: str, stored: str) -> list[Cell]:
-        row, match = (baseline(first, stored, split, metric) for metric in ("bleu", "exact_match"))
+        row, match = (baseline(first, stored, split, column) for column in (metric, "exact_match"))
         if row is None:
             return [f"{name} (not computed)", *[None] * (len(columns) - 1)]
         return [name, *scores_of(row[None], None if match is None else match[None], []), *[None] * 5]
@@ -166,13 +172,13 @@ def methods(groups: Sequence[Group]) -> Table:
         match = _finals(group, "exact_match", split, tasks)
         cost = [_cost(group, name) for name in ("trainable_parameters", "prompt_tokens", "train_examples_seen")]
         minutes = estimate([seconds / 60 for seconds in _costs(group, "wall_seconds")])
-        numbers = scores_of(_finals(group, "bleu", split, tasks), match, forgotten)
+        numbers = scores_of(_finals(group, metric, split, tasks), match, forgotten)
         rows.append([group.name, *numbers, *cost, minutes, len(group.runs)])
     references = [reference("individual", "individual")] if _stored_individual(groups, split) else []
     for name, run in _starts(groups).items():
         start = {name: run.in_order(score_SJ[0], tasks) for name, score_SJ in run.scores.splits[split].items()}
-        bleu_J, match_J = (start.get(metric, np.full(1, np.nan)) for metric in ("bleu", "exact_match"))
-        references.append([name, *scores_of(bleu_J[None], match_J[None], []), *[None] * 5])
+        score_J, match_J = (start.get(column, np.full(1, np.nan)) for column in (metric, "exact_match"))
+        references.append([name, *scores_of(score_J[None], match_J[None], []), *[None] * 5])
     references += [reference("copy", "copy"), reference("constant", "constant")]
     return Table(columns, rows + references, frozenset(range(len(rows), len(rows) + len(references))))
 
@@ -201,7 +207,7 @@ def matrix(run: Run, groups: Sequence[Group], *, split: str, metric: str) -> Tab
 
 
 def forget_by_task(groups: Sequence[Group]) -> Table:
-    """The terms of forget_paper_bleu on the valid split: a row per group, a column per task, the mean.
+    """The terms of forget_paper on the valid split: a row per group, a column per task, the mean.
 
     The last task of a run has no term; a task that is last in every order has no column.
     """
@@ -209,21 +215,21 @@ def forget_by_task(groups: Sequence[Group]) -> Table:
     sequential = [run for group in groups if not group.is_individual for run in group.runs]
     kept = [any(task in run.tasks[:-1] for run in sequential) for task in first.tasks]
     tasks = [task for task, is_kept in zip(first.tasks, kept, strict=True) if is_kept]
-    named, all_scorers = short_names(first.tasks), scorer_names(first, "bleu")
+    named, all_scorers, metric = short_names(first.tasks), scorer_names(first, first.metric), first.metric
     short = [named[first.tasks.index(task)] for task in tasks]
     scorers = [all_scorers[first.tasks.index(task)] for task in tasks]
     columns = [Column("method")]
     columns += [
-        Column(name, f"valid {scorer}", f"forget_paper_bleu term of {task} (valid; {scorer})")
+        Column(name, f"valid {scorer}", f"forget_paper_{metric} term of {task} (valid; {scorer})")
         for name, task, scorer in zip(short, tasks, scorers, strict=True)
     ]
-    columns.append(Column("mean", "forget_paper_bleu, valid", "forget_paper_bleu (valid)"))
+    columns.append(Column("mean", f"forget_paper_{metric}, valid", f"forget_paper_{metric} (valid)"))
     rows = []
     for group in groups:
         if not group.is_individual:
             terms: dict[str, list[float]] = {task: [] for task in first.tasks}
             for run in group.runs:
-                drops = forget_paper_per_task(run.scores.splits["valid"]["bleu"])
+                drops = forget_paper_per_task(run.scores.splits["valid"][metric])
                 for task, drop in zip(run.tasks, drops, strict=False):
                     terms[task].append(drop)
             rows.append([group.name, *(estimate(terms[task]) for task in tasks), forget_paper_of(group)])
@@ -231,24 +237,25 @@ def forget_by_task(groups: Sequence[Group]) -> Table:
 
 
 def final_average(group: Group, split: str) -> Estimate | None:
-    """The average BLEU at the end, over seeds."""
-    return estimate(_finals(group, "bleu", split, group.tasks).mean(axis=1))
+    """The average score at the end, over seeds."""
+    return estimate(_finals(group, group.metric, split, group.tasks).mean(axis=1))
 
 
 def forget_paper_of(group: Group) -> Estimate | None:
-    """forget_paper_bleu on the valid split, over seeds; None for individual runs and single tasks."""
+    """forget_paper on the valid split, over seeds; None for individual runs and single tasks."""
     return None if group.is_individual else estimate([*map(_forget, group.runs)])
 
 
 def cost_against_score(groups: Sequence[Group]) -> Table:
-    """Average test BLEU with what it took."""
-    names, split = ("average", "wall minutes", "trained parameters"), scored_split(groups)
-    columns = [Column("method"), Column(names[0], f"{split} bleu"), Column(names[1], digits=1), Column(names[2])]
+    """The average score at the end with what it took."""
+    names, split, metric = ("average", "wall minutes", "trained parameters"), scored_split(groups), groups[0].metric
+    columns = [Column("method"), Column(names[0], f"{split} {TITLES[metric]}")]
+    columns += [Column(names[1], digits=1), Column(names[2])]
     rows = []
     for group in groups:
         minutes = estimate([seconds / 60 for seconds in _costs(group, "wall_seconds")])
         rows.append([group.name, final_average(group, split), minutes, _cost(group, "trainable_parameters")])
-    copied = baseline(groups[0].runs[0], "copy", split, "bleu")
+    copied = baseline(groups[0].runs[0], "copy", split, metric)
     if copied is not None:
         rows.append(["copy", _number(copied.mean()), None, None])
     return Table(columns, rows, frozenset({len(rows) - 1} if copied is not None else ()))
@@ -262,24 +269,24 @@ def _finals(group: Group, metric: str, split: str, tasks: Sequence[str]) -> np.n
 
 
 def _forget(run: Run) -> float:
-    drops = forget_paper_per_task(run.scores.splits["valid"]["bleu"])
+    drops = forget_paper_per_task(run.scores.splits["valid"][run.metric])
     return float(drops.mean()) if drops.size else math.nan
 
 
-def _normalised(bleu_RJ: np.ndarray, top_J: np.ndarray, copied_J: np.ndarray) -> list[float]:
+def _normalised(score_RJ: np.ndarray, top_J: np.ndarray, copied_J: np.ndarray) -> list[float]:
     """copy_normalised of rows that are final scores."""
     if not np.isfinite([top_J, copied_J]).all():
         return []
     found = []
-    for bleu_J in bleu_RJ:
-        matrix_SJ = np.tile(bleu_J, (len(bleu_J) + 1, 1))
+    for score_J in score_RJ:
+        matrix_SJ = np.tile(score_J, (len(score_J) + 1, 1))
         found.append(copy_normalised(matrix_SJ, top_J, copied_J))
     return found
 
 
 def without_headroom(run: Run, top_J: np.ndarray, split: str) -> list[str]:
     """Tasks that copy_normalised leaves out: their ceiling is less than a point above copying."""
-    copied_J = baseline(run, "copy", split, "bleu")
+    copied_J = baseline(run, "copy", split, run.metric)
     if copied_J is None:
         return []
     normalised_J = copy_normalised_per_task(np.tile(top_J, (len(top_J) + 1, 1)), top_J, copied_J)
@@ -288,7 +295,7 @@ def without_headroom(run: Run, top_J: np.ndarray, split: str) -> list[str]:
 
 
 def _stored_individual(groups: Sequence[Group], split: str) -> bool:
-    stored = baseline(groups[0].runs[0], "individual", split, "bleu") is not None
+    stored = baseline(groups[0].runs[0], "individual", split, groups[0].metric) is not None
     return stored and not any(group.is_individual for group in groups)
 
 
