@@ -1,15 +1,17 @@
 """CodeGen2 on TPU pods, by compilation: what fits, how fast the compiler thinks it is, where tensor parallelism pays.
 
   python benchmarks/pods.py                              # every row that is missing; hours, so stop it when you like
-  python benchmarks/pods.py --models 7b --topologies v5p:4x4x4
+  python benchmarks/pods.py --models 7b --topologies v5p:4x4x4 --tensor 1
+  python benchmarks/pods.py --jobs 2                     # two compilations at once, about 4 GiB each
   python benchmarks/pods.py --list
 
 A row is a size of the model, a slice and a mesh, at 2,048 tokens with AdamW. Each runs `python -m
 codegen2_jax.precompile` in a process of its own, with fewer rows a chip until it fits, and is written to
-results/pods.json at once; started again, the program goes on. results/pods.md is the table of all rows.
+results/pods.json at once; started again, the program goes on. results/pods.md is the table of all rows that are there.
 """
 
 import argparse
+import concurrent.futures
 import itertools
 import json
 import platform
@@ -65,7 +67,8 @@ def _chips(topology: str) -> int:
 
 
 def table(results: dict, rows: list) -> str:
-    """Markdown; what was not compiled yet says so."""
+    """Markdown: the rows that were compiled, and how many were not."""
+    compiled = [row for row in rows if _name(row) in results]
     lines = [
         "# CodeGen2 on TPU pods, by compilation",
         "",
@@ -76,13 +79,11 @@ def table(results: dict, rows: list) -> str:
         " utilisation | if all overlaps | compiled in |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for model, topology, tensor in rows:
-        found = results.get(f"{model} {topology} {tensor}")
-        chips = _chips(topology)
+    for row in compiled:
+        model, topology, tensor = row
+        found, chips = results[_name(row)], _chips(topology)
         start = f"| {MODELS[model]} | {topology} | {chips} | {chips // tensor} x {tensor} |"
-        if found is None:
-            lines.append(f"{start} not yet run | | | | | | | | |")
-        elif not found.get("fits"):
+        if not found.get("fits"):
             used = found.get("memory", {}).get("total", 0) / 2**30
             what = f"does not fit ({used:.1f} GiB)" if used else found.get("compiler", f"failed: {found.get('error')}")
             lines.append(f"{start} {what} | | | | | | | | |")
@@ -95,7 +96,13 @@ def table(results: dict, rows: list) -> str:
                 f" {seconds['utilisation']:.1%} | {seconds['utilisation_if_all_overlaps']:.1%} |"
                 f" {found['wall_seconds']} s |"
             )
+    if len(compiled) < len(rows):
+        lines += ["", f"{len(rows) - len(compiled)} of {len(rows)} rows are not compiled yet; the same command does."]
     return "\n".join(lines) + "\n"
+
+
+def _name(row: tuple) -> str:
+    return "{} {} {}".format(*row)
 
 
 def main() -> None:
@@ -104,23 +111,29 @@ def main() -> None:
     parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
     parser.add_argument("--tensor", nargs="+", type=int, default=list(TENSOR))
     parser.add_argument("--limit_s", type=float, default=3600, help="for one compilation of a row")
+    parser.add_argument("--jobs", type=int, default=1, help="rows that are compiled at once")
     parser.add_argument("--list", action="store_true", help="write the table of what is there and stop")
     given = parser.parse_args()
     path = RESULTS / "pods.json"
     stored = json.loads(path.read_text()) if path.exists() else {"machine": platform.platform(), "rows": {}}
     everything = rows_of(MODELS, TOPOLOGIES, TENSOR)
     rows = [] if given.list else rows_of(given.models, given.topologies, given.tensor)
-    missing = [row for row in rows if "{} {} {}".format(*row) not in stored["rows"]]
-    for number, row in enumerate(missing, start=1):
-        name = "{} {} {}".format(*row)
-        print(f"{number} of {len(missing)}: {name}", file=sys.stderr, flush=True)
+    missing = [row for row in rows if _name(row) not in stored["rows"]]
+    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
+        asked = {pool.submit(measure, *row, given.limit_s): _name(row) for row in missing}
         try:
-            stored["rows"][name] = measure(*row, given.limit_s)
-        except subprocess.TimeoutExpired:
-            print(f"{name}: longer than {given.limit_s:.0f} s", file=sys.stderr)
-            continue
-        path.write_text(json.dumps(stored, indent=1) + "\n")
-        (RESULTS / "pods.md").write_text(table(stored["rows"], everything))
+            for number, future in enumerate(concurrent.futures.as_completed(asked), start=1):
+                name = asked[future]
+                try:
+                    stored["rows"][name] = future.result()
+                except subprocess.TimeoutExpired:
+                    print(f"{name}: longer than {given.limit_s:.0f} s", file=sys.stderr)
+                    continue
+                print(f"{number} of {len(missing)}: {name}", file=sys.stderr, flush=True)
+                path.write_text(json.dumps(stored, indent=1) + "\n")
+                (RESULTS / "pods.md").write_text(table(stored["rows"], everything))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a key press ends the whole, not the rows under way alone
     (RESULTS / "pods.md").write_text(table(stored["rows"], everything))
     print(table(stored["rows"], everything))
 
