@@ -36,16 +36,24 @@ FORMS |= {"ul2": "infill", "ul2fixed": "infill"}
 NO_VERDICT = "no verdict: fewer than three seeds"
 LEAST_SEEDS = 3  # for a verdict; with fewer the figure and its interval stand alone
 HOLES_PER_FILE, MOST_LINES, GENERATED, MAX_CONTEXT = 8, 3, 64, 224
-# Lesson, what the paper found, (domain or "holes"), the cells' objectives, the figure that must be negative.
+# What is measured of each file, as a heading. "holes" is the infilling of the claims; behind it stands what it is made
+# of: the same without end marks, and the holes as the continuation of a prefix of as many tokens and of a quarter.
+PARTS = {"code": "code", "text": "text", "holes": "holes", "middles": "holes without end marks"}
+PARTS |= {"continued": "holes from the prefix alone", "near": "from a quarter of it"}
+# Lesson, what the paper found, the part it is told of, the cells' objectives, the figure that must be negative.
 CLAIMS = [
     ("2", "infilling costs left-to-right quality: bpb(clm) - bpb(psm) < 0", "code", ("clm", "psm"),
      lambda b: b["clm"] - b["psm"]),
     ("2", "and buys infilling: infill bpb(psm) - infill bpb(clm) < 0", "holes", ("clm", "psm"),
      lambda b: b["psm"] - b["clm"]),
+    ("2", "the same without end marks, which clm does not write", "middles", ("clm", "psm"),
+     lambda b: b["psm"] - b["clm"]),
     ("3", "a mixture keeps half of what span corruption loses: bpb(mix) - (bpb(clm) + bpb(span)) / 2 < 0", "code",
      ("clm", "span", "mix"), lambda b: b["mix"] - (b["clm"] + b["span"]) / 2),
     ("3", "and has half of what it gains: infill bpb(mix) - (infill bpb(clm) + infill bpb(span)) / 2 < 0", "holes",
      ("clm", "span", "mix"), lambda b: b["mix"] - (b["clm"] + b["span"]) / 2),
+    ("3", "the same without end marks", "middles", ("clm", "span", "mix"),
+     lambda b: b["mix"] - (b["clm"] + b["span"]) / 2),
 ]  # fmt: skip
 
 
@@ -71,10 +79,10 @@ def held_out(loaded) -> dict[str, list[np.ndarray]]:
 
 
 def measure(run: Path, objective: str) -> dict[str, dict]:
-    """What evaluation.json beside a run holds: costs of every held-out file, by domain and for holes in code."""
+    """What evaluation.json beside a run holds: costs of every held-out file, for each of PARTS."""
     path = run / "evaluation.json"
     settings = {"holes_per_file": HOLES_PER_FILE, "most_lines": MOST_LINES, "max_context": MAX_CONTEXT}
-    settings |= {"generated": GENERATED, "form": FORMS[objective], "domains": list(DOMAINS)}
+    settings |= {"generated": GENERATED, "form": FORMS[objective], "parts": list(PARTS)}
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["settings"] == settings:
@@ -88,7 +96,11 @@ def measure(run: Path, objective: str) -> dict[str, dict]:
     texts = [vocabulary.decode(tokens) for tokens in documents["code"]]
     holes = intrinsic.holes(texts, per_file=HOLES_PER_FILE, seed=0, most_lines=MOST_LINES)
     shared = {"form": FORMS[objective], "max_context": MAX_CONTEXT}
-    found["holes"] = in_files(intrinsic.in_holes(model, params, holes, vocabulary, **shared), len(texts))
+    continued = {"form": "left_to_right", "max_context": MAX_CONTEXT}
+    asked = {"holes": shared, "middles": {**shared, "ended": False}, "continued": continued}
+    asked["near"] = {**continued, "max_context": MAX_CONTEXT // 4}
+    for part, how in asked.items():
+        found[part] = in_files(intrinsic.in_holes(model, params, holes, vocabulary, **how), len(texts))
     single = intrinsic.holes(texts, per_file=HOLES_PER_FILE, seed=1)
     if shared["form"] != "left_to_right":  # which writes no end mark, so nothing it writes is exact
         costs = intrinsic.in_holes(model, params, single, vocabulary, **shared, generated=GENERATED)
@@ -112,11 +124,11 @@ def cell_text(values: list[float]) -> str:
 
 
 def table(found: dict[str, list[dict]]) -> list[str]:
-    head = ["cell", *(f"{part}, bits per byte" for part in ("code", "text", "holes")), "lines, exact", "asked as"]
+    head = ["cell", *PARTS.values(), "lines, exact", "asked as"]
     rows = []
     for cell, records in found.items():
         cells = [cell]
-        for part in ("code", "text", "holes"):
+        for part in PARTS:
             each = [measured([record], part).bits_per_byte for record in records] if part in records[0] else []
             cells.append(cell_text(each) if each else "-")
         exact = [100 * r["exact"]["right"] / r["exact"]["asked"] for r in records if "exact" in r]
@@ -137,6 +149,7 @@ def verdicts(found: dict[str, list[dict]]) -> list[dict]:
             {
                 "lesson": lesson,
                 "claim": claim,
+                "part": part,
                 "value": interval.value,
                 "low": interval.low,
                 "high": interval.high,
@@ -157,8 +170,8 @@ def report(found: dict[str, list[dict]], seeds: str, more: list[str], out: Path)
     lines += [
         "",
         f"Seeds {seeds}, {' '.join(more) or 'no further flags'}; {machine['cores']} cores, {machine['cpu']}, "
-        f"{machine['date']}. Intervals: 95 %, of the mean over seeds in the table, paired bootstrap over files and "
-        "seeds in the verdicts.",
+        f"{machine['date']}. Bits per byte. Intervals: 95 %, of the mean over seeds in the table, paired bootstrap "
+        "over files and seeds in the verdicts.",
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_name(out.name + ".md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -124,6 +124,7 @@ def lessons(monkeypatch):
 
 
 FILES = 25
+INFILLING = ("holes", "middles", "continued", "near")
 
 
 def records(code, holes, order=1, *, seeds=3, form="infill"):
@@ -136,7 +137,7 @@ def records(code, holes, order=1, *, seeds=3, form="infill"):
     found = []
     for seed in range(seeds):
         record = {"settings": {"form": form}, "exact": {"asked": 200, "right": 20 + seed}}
-        for part, bits in (("code", code), ("text", 2.0), ("holes", holes)):
+        for part, bits in (("code", code), ("text", 2.0), *((part, holes) for part in INFILLING)):
             nats = (bits + 0.001 * seed) * spread_F / np.average(spread_F, weights=sizes) * sizes * np.log(2)
             record[part] = {"nats": nats.tolist(), "bytes": sizes.tolist()}
         found.append(record)
@@ -144,16 +145,16 @@ def records(code, holes, order=1, *, seeds=3, form="infill"):
 
 
 def verdicts(lessons, **bits):
-    """{(lesson, where it is measured): entry} for cells {objective: (code, holes)}."""
+    """{(lesson, what is measured): entry} for cells {objective: (code, holes)}."""
     cells = {f"causal-{name}-pl-e1": records(*values) for name, values in bits.items()}
     entries = lessons.verdicts(cells)
-    return {(entry["lesson"], "holes" if "infill bpb" in entry["claim"] else "code"): entry for entry in entries}
+    return {(entry["lesson"], entry["part"]): entry for entry in entries}
 
 
 def test_what_the_paper_found_is_reproduced_where_the_figures_say_so(lessons):
     found = verdicts(lessons, clm=(1.50, 3.0), psm=(1.60, 2.0), span=(1.70, 1.8), mix=(1.55, 2.1))
     assert {name: entry["verdict"] for name, entry in found.items()} == dict.fromkeys(
-        [("2", "code"), ("2", "holes"), ("3", "code"), ("3", "holes")], "reproduced"
+        [(lesson, part) for lesson in ("2", "3") for part in ("code", "holes", "middles")], "reproduced"
     )
     assert found["2", "code"]["value"] == pytest.approx(-0.1)
     assert found["3", "code"]["value"] == pytest.approx(1.55 - (1.5 + 1.7) / 2)
@@ -165,13 +166,15 @@ def test_the_opposite_is_contradicted_and_no_difference_is_inconclusive(lessons)
     assert {name: entry["verdict"] for name, entry in found.items()} == {
         ("2", "code"): "contradicted",
         ("2", "holes"): "contradicted",
+        ("2", "middles"): "contradicted",
         ("3", "code"): "inconclusive",
         ("3", "holes"): "inconclusive",
+        ("3", "middles"): "inconclusive",
     }
 
 
 def test_verdicts_take_three_seeds_and_all_cells_of_a_claim(lessons):
-    assert set(verdicts(lessons, clm=(1.5, 3.0), psm=(1.6, 2.0))) == {("2", "code"), ("2", "holes")}
+    assert set(verdicts(lessons, clm=(1.5, 3.0), psm=(1.6, 2.0))) == {("2", "code"), ("2", "holes"), ("2", "middles")}
     few = {f"causal-{name}-pl-e1": records(1.5, 2.0, seeds=2) for name in ("clm", "psm")}
     assert {entry["verdict"] for entry in lessons.verdicts(few)} == {"no verdict: fewer than three seeds"}
 

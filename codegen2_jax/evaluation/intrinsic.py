@@ -107,6 +107,7 @@ def in_holes(
     form: str,
     max_context: int,
     generated: int = 0,
+    ended: bool = True,
     batch_size: int = 16,
 ) -> Costs:
     """The cost of every true middle and its end mark behind the prompt, and whether greedy decoding finds it.
@@ -114,7 +115,7 @@ def in_holes(
     form: "infill" (prefix M_1 suffix EOS SEP M_1), "middle" (PRE prefix SUF suffix MID), or "left_to_right": the prefix
     alone and no end mark, which is what a model that never saw a hole can use. max_context: tokens of a prompt; what is
     too long loses the far ends of prefix and suffix. generated: how many of the examples, evenly spaced, are also
-    decoded, up to the length of their middle.
+    decoded, up to the length of their middle. ended: whether the end mark is part of the cost.
     """
     if form not in FORMS:
         raise UserError(f"form={form!r} is unknown; choose one of {', '.join(FORMS)}.")
@@ -124,9 +125,10 @@ def in_holes(
     openers = int(form == "infill")  # its last token, the mask, stands behind what a prefix-LM sees both ways
     groups = _groups(prompts, middles, batch_size)
     scorer, nats = Scorer(model, vocabulary), np.zeros(len(examples))
+    scored = middles if ended or not end else [middle[:-1] for middle in middles]
     for group in groups:
         filled = [*group, *group[-1:] * (batch_size - len(group))]
-        log_prob_B, _ = scorer(params, [(prompts[i], middles[i]) for i in filled], openers)
+        log_prob_B, _ = scorer(params, [(prompts[i], scored[i]) for i in filled], openers)
         nats[group] = -log_prob_B[: len(group)]
     sizes = np.asarray([len(hole.middle.encode()) for hole in examples])
     exact = None

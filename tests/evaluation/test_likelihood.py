@@ -100,6 +100,7 @@ def test_a_hole_costs_what_training_and_decoding_say(form, vocabulary):
     parts = [vocabulary.encode(text) for text in (hole.prefix, hole.middle, hole.suffix)]
     asked = {"form": form, "max_context": 40}
     nats = intrinsic.in_holes(model, params, [hole], vocabulary, **asked, batch_size=4).nats[0]
+    alone = intrinsic.in_holes(model, params, [hole], vocabulary, **asked, ended=False, batch_size=4).nats[0]
 
     piece = Piece(np.concatenate(parts).astype(np.int32), True)
     corrupt = SpanCorruption(max_spans=1, min_file_tokens=1)
@@ -119,6 +120,7 @@ def test_a_hole_costs_what_training_and_decoding_say(form, vocabulary):
     behind = slice(len(prompt) - 1, len(prompt) - 1 + len(target))
     assert nats == pytest.approx(-sum_of(logits_TV[behind], target), rel=1e-5)
     assert nats == pytest.approx(-step_by_step(model, params, prompt, target, len(request.openers)), rel=1e-5)
+    assert alone == pytest.approx(-step_by_step(model, params, prompt, target[:-1], len(request.openers)), rel=1e-5)
 
 
 def test_what_a_prefix_lm_writes_is_exact(vocabulary):
