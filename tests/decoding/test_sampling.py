@@ -318,4 +318,5 @@ def test_step_by_step_equals_the_whole_sequence(prefix_lm):
     for n, (row, k) in enumerate(np.ndindex(B, K)):
         at_T = lengths_B[row] - 1 + np.arange(T)
         expected_T = log_probs_NTV[n, at_T, tokens_BKT[row, k]]
-        np.testing.assert_allclose(log_probs_BKT[row, k], expected_T, atol=2e-5)
+        # Weights that are half a unit of their last place apart move these by up to 2e-4, a wrong past by far more.
+        np.testing.assert_allclose(log_probs_BKT[row, k], expected_T, atol=5e-4)
