@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import gin
+import numpy as np
 import pytest
 
 from codegen2_jax import cli
@@ -127,12 +128,20 @@ def test_gin_files_are_found_beside_the_package():
     assert Path(cli.__file__).resolve().parent.parent == cli.PACKAGED.parent
 
 
-def job_of(method: str, *presets: str):
-    names = [f"{method}.gin", *(f"presets/{preset}.gin" for preset in presets)]
+def job_of(method: str, *presets: str, model: str | None = None):
+    names = [f"{method}.gin", *(f"presets/{preset}.gin" for preset in presets), *([f"models/{model}.gin"] if model else [])]
     parsed = cli.parse_flags(["train", *(f"--gin_file={name}" for name in names)], "")
     found = cli.build(cli.read(parsed), parsed)[0]
     gin.clear_config()
     return found
+
+
+@pytest.mark.parametrize(("method", "leaf"), [("pp_tf", "prompt/keys"), ("finetune", "model/embedding")])
+def test_a_pretrained_models_rates_suit_what_any_method_trains(method, leaf):
+    part, name = leaf.split("/")
+    job_of(method, model="smollm2_135m").optimizer.transformation(
+        10, {part: {name: ("row", "embed")}}, {part: {name: np.ones((2, 1), bool)}}
+    )
 
 
 @pytest.mark.parametrize("method", ["pp_tf", "pp", "pp_tf_er", "finetune_er"])

@@ -21,6 +21,7 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.sharding.partitioning import leaf_name
 
 Schedule = Literal["constant", "linear", "cosine"]
+PARTS = ("model/.*", "prompt/.*")  # of the parameters; a file that fits every method gives each its rate
 
 
 def schedule(
@@ -185,7 +186,8 @@ class AdamW:
 
     Attributes:
       learning_rate: peak rate of every leaf that no rule of `rates` names.
-      rates: ordered (pattern over leaf names such as "prompt/keys", peak rate); the first full match wins.
+      rates: ordered (pattern over leaf names such as "prompt/keys", peak rate); the first full match wins. A pattern
+        has to match a leaf that trains, but for "model/.*" and "prompt/.*": a method trains either or both.
       schedule: "constant", "linear" or "cosine" after `warmup_steps` steps of linear warm-up.
       end_fraction: the rate at the end of a decay, as a fraction of the peak.
       decay_steps: length of the decay from the end of the warm-up, None for all steps that are left.
@@ -230,7 +232,7 @@ class AdamW:
 
     def _check_rates(self, names: Sequence[str]) -> None:
         for pattern, _ in self.rates:
-            if not any(re.fullmatch(pattern, name) for name in names):
+            if pattern not in PARTS and not any(re.fullmatch(pattern, name) for name in names):
                 nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
                 raise UserError(
                     f"rates: {pattern!r} matches no parameter that trains; the nearest is {', '.join(nearest)!r}. A "

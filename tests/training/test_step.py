@@ -301,3 +301,11 @@ def test_a_rate_for_no_parameter_is_refused_with_the_nearest_name():
     assert right.narrowed(names[1:], names).rates == () and right.narrowed(names[:1], names) == right
     with pytest.raises(UserError, match="'prompt/key' matches no parameter"):
         misspelt.narrowed(names[:1], names)
+
+
+def test_one_file_may_give_a_rate_to_the_weights_and_one_to_the_prompt_of_every_method():
+    axes = {"prompt": {"keys": ("prompt", "query"), "prompts": ("prompt", "prompt_token", "embed")}}
+    rows = {"prompt": {"keys": jnp.ones((2, 1), bool), "prompts": jnp.ones((2, 1, 1), bool)}}
+    AdamW(learning_rate=1.0, rates=(("prompt/.*", 0.1), ("model/.*", 1e-4))).transformation(10, axes, rows)
+    with pytest.raises(UserError, match="'model/head.*' matches no parameter that trains"):
+        AdamW(learning_rate=1.0, rates=(("model/head.*", 0.1),)).transformation(10, axes, rows)
