@@ -129,7 +129,8 @@ def test_gin_files_are_found_beside_the_package():
 
 
 def job_of(method: str, *presets: str, model: str | None = None):
-    names = [f"{method}.gin", *(f"presets/{preset}.gin" for preset in presets), *([f"models/{model}.gin"] if model else [])]
+    names = [f"{method}.gin", *(f"presets/{preset}.gin" for preset in presets)]
+    names += [] if model is None else [f"models/{model}.gin"]
     parsed = cli.parse_flags(["train", *(f"--gin_file={name}" for name in names)], "")
     found = cli.build(cli.read(parsed), parsed)[0]
     gin.clear_config()
