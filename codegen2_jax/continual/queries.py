@@ -7,6 +7,8 @@ encoder over its true tokens; it depends on neither prompts nor training, so it 
 import functools
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 from codegen2_jax import processes
 from codegen2_jax.data.loader import evaluation_batches
 from codegen2_jax.sharding import partitioning
+
+SAY_EVERY = 30.0  # seconds; the queries of a large split take longer than many a training
 
 
 class QueryStore:
@@ -27,6 +31,7 @@ class QueryStore:
       params: the parameters of the pretrained model, placed on the mesh.
       encoder_digest: identifies those parameters.
       pooling: what `model.query` knows: "mean", and "first" of an encoder or "last" of a decoder.
+      tell: is given a line now and then while queries are computed, such as `Tracker.message`.
     """
 
     def __init__(
@@ -39,9 +44,10 @@ class QueryStore:
         *,
         pooling: str = "mean",
         batch_size: int = 64,
+        tell: Callable[[str], None] | None = None,
     ):
         self.directory, self.model, self.params, self.layout = Path(directory), model, params, layout
-        self.encoder_digest, self.pooling, self.batch_size = encoder_digest, pooling, batch_size
+        self.encoder_digest, self.pooling, self.batch_size, self.tell = encoder_digest, pooling, batch_size, tell
         self._query = jax.jit(
             functools.partial(model.query, pooling=pooling), out_shardings=partitioning.replicated(layout)
         )
@@ -57,6 +63,8 @@ class QueryStore:
             return np.load(path, allow_pickle=False)
         queries: np.ndarray | None = None
         batch_size = self.layout.rounded_up(self.batch_size)
+        total, done, began = len(split) if limit is None else min(limit, len(split)), 0, time.monotonic()
+        said = began
         for batch in evaluation_batches(split, task_id=0, batch_size=batch_size, limit=limit):
             inputs = {k: batch[k] for k in ("inputs_BS", "inputs_mask_BS")}
             placed = partitioning.put_batch(self.layout, inputs, whole=True)
@@ -65,6 +73,11 @@ class QueryStore:
                 queries = np.zeros((len(split), query_BD.shape[1]), np.float32)
             valid_B = batch["valid_B"]
             queries[batch["record_B"][valid_B]] = query_BD[valid_B]
+            done, now = done + int(valid_B.sum()), time.monotonic()
+            if self.tell is not None and now - said >= SAY_EVERY and done < total:
+                rate, said = done / (now - began), now
+                left = (total - done) / rate / 60
+                self.tell(f"queries: {done:,} of {total:,} examples, {rate:.0f} a second, about {left:.0f} min left")
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
         np.save(temporary, queries)

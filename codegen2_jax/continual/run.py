@@ -23,7 +23,7 @@ class Run:
     def __init__(self, config, directory, digest, config_text, tracker, checkpoints, stop):
         self.config, self.directory, self.digest = config, directory, digest
         self.tracker, self.checkpoints, self.stop = tracker, checkpoints, stop
-        self.setup = Setup(config, directory)
+        self.setup = Setup(config, directory, tell=tracker.message)
         self.ceiling = None if config.ceiling is None else ceilings.read(config.ceiling, results.facts(self.setup))
         run_directory.write_config(directory, config_text)
         self.num_tasks, self.num_stages = len(self.setup.tasks), len(self.setup.stages)

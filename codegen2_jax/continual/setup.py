@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,22 @@ def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
 class Setup:
     """The runtime of `continual.stream.ContinualLearning`: everything that does not change from step to step."""
 
-    def __init__(self, config: Any, directory: Path, *, with_data: bool = True, devices: Any = None, **changes: Any):
+    def __init__(
+        self,
+        config: Any,
+        directory: Path,
+        *,
+        with_data: bool = True,
+        devices: Any = None,
+        tell: Callable[[str], None] | None = None,
+        **changes: Any,
+    ):
         """with_data: False opens no caches and assumes one task and one shape, enough to lower a step.
 
         devices: those of a topology, to lower for them: no weight is read, and fields of the model's configuration may
-        be changed.
+        be changed. tell: is given lines while queries are computed.
         """
-        self.config, self._is_abstract = config, devices is not None
+        self.config, self._is_abstract, self._tell = config, devices is not None, tell
         self.loaded = config.source.without_weights(**changes) if self._is_abstract else config.source.load()
         self.vocabulary = self.loaded.vocabulary
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
@@ -125,6 +134,7 @@ class Setup:
                 self._encoder_digest(),
                 self.layout,
                 pooling=self.config.query_pooling,
+                tell=self._tell,
             )
         self._shape_state()
 

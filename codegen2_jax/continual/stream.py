@@ -172,7 +172,7 @@ class ContinualLearning:
         check_data = functools.partial(self.check_finished, directory=directory)
         if retrieval.shows_finished(directory, config_text, check_data):
             return
-        setup = Setup(self, directory)
+        setup = Setup(self, directory, tell=functools.partial(print, flush=True))
         header = {
             "method": self.method,
             "init_from": self.source.init_from,
