@@ -8,7 +8,7 @@ from test_groups import content_of, rows_of
 from test_report import BLEU, record_of, write_run
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.reporting import html_page
+from codegen2_jax.reporting import html_page, sweep_table
 
 MATCH = np.asarray(BLEU) / 10  # what record_of makes of it
 
@@ -79,3 +79,17 @@ def test_lengths_of_streams_have_a_curve_for_each_metric(tmp_path):
     rows = rows_of(exhibits["score_against_tasks"])
     assert [int(row["tasks"]) for row in rows] == [2, 3]
     assert float(rows[1]["average_exact_match (test)"]) == pytest.approx(MATCH[-1].mean())
+
+
+def test_a_sweeps_table_shows_what_the_page_speaks_of():
+    def shown(*names):
+        groups, found = {(): []}, {}
+        for split, name in names:
+            found.setdefault(split, {})[name] = {"mean": 1.0, "half_width_95": None, "values": [1.0]}
+        return [column.csv_name for column in sweep_table._table(groups, {(): found}).columns[1:]]
+
+    match = [("test", "average_exact_match"), ("valid", "forget_paper_exact_match")]
+    assert shown(*match, ("test", "average_loss")) == [f"{name} ({split})" for split, name in match]
+    both = [("test", "average_bleu"), match[0], ("valid", "forget_paper_bleu")]
+    assert shown(*match, *both) == [f"{name} ({split})" for split, name in both]
+    assert shown(("valid", "average_bleu"), ("valid", "average_loss")) == ["average_bleu (valid)"]
