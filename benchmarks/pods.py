@@ -54,9 +54,15 @@ def measure(model: str, topology: str, tensor: int, limit: float) -> dict:
             line += [f"--gin.MESH={{'data': 1, 'fsdp': -1, 'model': {tensor}}}"]
             done = subprocess.run(line, stdout=subprocess.DEVNULL, timeout=limit)
             found = json.loads(out.read_text()) if out.exists() else {"error": done.returncode}
-        if done.returncode != MISFIT:
+        if done.returncode != MISFIT or _needs_too_much_without_rows(found):
             break
     return {"rows_a_part": rows, "wall_seconds": round(time.time() - began), **found}
+
+
+def _needs_too_much_without_rows(found: dict) -> bool:
+    """Whether parameters, their gradients and the optimizer alone exceed a chip: fewer rows are no help then."""
+    state = found["state_bytes_per_chip"]
+    return 2 * state["parameters"] + state["optimizer"] > found["chip"]["hbm_bytes"]
 
 
 def _chips(topology: str) -> int:

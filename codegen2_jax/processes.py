@@ -224,16 +224,16 @@ def first_then_others(work: Callable[[], Any]) -> Any:
     return work()
 
 
-def all_agree(fact: bool) -> bool:
-    """Whether `fact` holds on every process."""
+def all_agree(facts: Any) -> Any:
+    """Whether a fact (bool) holds on every process; of an array of facts, which of them do."""
     import jax
 
     if jax.process_count() == 1:
-        return fact
+        return facts
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(fact))))
+    return np.all(multihost_utils.process_allgather(np.asarray(facts)), axis=0)
 
 
 def leave(exit_code: int, *, together: bool) -> None:

@@ -137,6 +137,16 @@ def job_of(method: str, *presets: str, model: str | None = None):
     return found
 
 
+@pytest.mark.parametrize("model", [None, "smollm2_135m", "codet5_small"])
+@pytest.mark.parametrize("method", ["pp_tf", "finetune"])
+def test_the_preset_of_low_memory_reaches_any_model(method, model):
+    names = [f"{method}.gin", *([] if model is None else [f"models/{model}.gin"]), "presets/low_memory.gin"]
+    parsed = cli.parse_flags(["train", *(f"--gin_file={name}" for name in names)], "")
+    found = cli.build(cli.read(parsed), parsed)[0]
+    gin.clear_config()
+    assert (found.source.remat, found.loss_blocks) == ("full", 8)
+
+
 @pytest.mark.parametrize(("method", "leaf"), [("pp_tf", "prompt/keys"), ("finetune", "model/embedding")])
 def test_a_pretrained_models_rates_suit_what_any_method_trains(method, leaf):
     part, name = leaf.split("/")

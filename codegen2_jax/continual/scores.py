@@ -385,4 +385,4 @@ def _row_average(row: Sequence[float | None], scored: Sequence[bool]) -> float |
 
 
 def _cell(value: float | str | None) -> str:
-    return value if isinstance(value, str) else "-" if value is None else f"{value:.2f}"
+    return value if isinstance(value, str) else "-" if value is None else f"{value:z.2f}"

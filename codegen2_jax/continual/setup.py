@@ -17,7 +17,7 @@ from codegen2_jax.continual.replay import Buffer, epoch_end_batches
 from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
 from codegen2_jax.continual.stream_tasks import left_out, open_tasks
 from codegen2_jax.data import cache, converters, loader
-from codegen2_jax.data.plan import Subset
+from codegen2_jax.data.plan import Subset, evenly_spaced
 from codegen2_jax.data.tags import TaggedSplit
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import runner
@@ -201,7 +201,7 @@ class Setup:
         def sample(task: int, count: int, rng: np.random.Generator):
             split = self.tasks[task].train
             records = rng.choice(len(split), size=count, replace=count > len(split))
-            query_ND = self.queries_of(split)[records] if self.needs_query else None
+            query_ND = self.queries_of(split, records) if self.needs_query else None
             tokens = [split[int(record)]["inputs"] for record in records]
             return query_ND, mean_embeddings(embedding_VD, tokens)
 
@@ -309,25 +309,31 @@ class Setup:
         return loader.JoinedBatches([one(rows=rows[rows < config.batch_size]), replayed], self.shapes)
 
     def _batches(self, splits, tasks, batch_size, seed, *, rates=None, rows) -> loader.TrainingBatches:
-        return loader.TrainingBatches(
-            splits,
-            tasks,
-            batch_size,
-            seed,
-            start_id=self.model.config.decoder_start_token_id,
-            queries=[self.queries_of(split) for split in splits] if self.needs_query else None,
-            rates=rates,
-            rows=rows,
-            shapes=self.shapes,
+        start = self.model.config.decoder_start_token_id
+        make = functools.partial(
+            loader.TrainingBatches, splits, tasks, batch_size, seed, start, rows=rows, rates=rates, shapes=self.shapes
         )
+        batches = make()
+        if not self.needs_query:
+            return batches
+        # A short run visits few records of a large split, and with a large encoder queries are most of its time.
+        visited = batches.visited(self.steps_per_stage)
+        return make(queries=[self._queries_by_record(*pair) for pair in zip(splits, visited, strict=True)])
 
-    def queries_of(self, split: Any, *, limit: int | None = None) -> np.ndarray:
-        """query_ND of a split; from the sources without their tags unless the configuration says otherwise."""
+    def queries_of(self, split: Any, records: Sequence[int]) -> np.ndarray:
+        """query_ND of these records of a split; of sources without their tags unless the configuration says so."""
         if isinstance(split, Subset):
-            return self.queries_of(split.records)[split.indices]
+            return self.queries_of(split.records, split.indices[records])
         if isinstance(split, TaggedSplit) and self.config.tags != "input_and_query":
             split = split.records
-        return self.queries.of(split, limit=limit)
+        return self.queries.of(split, records)
+
+    def _queries_by_record(self, split: Any, records: Sequence[int]) -> np.ndarray:
+        """query_ND with a row for every record of a split, NaN for those that are not asked for."""
+        query_RD = self.queries_of(split, records)
+        query_ND = np.full((len(split), query_RD.shape[1]), np.nan, np.float32)
+        query_ND[records] = query_RD
+        return query_ND
 
     def query_sets(self) -> list[TaskQueries]:
         """Queries of every task, for a study of retrieval: at most `TRAIN_QUERIES` to learn from, and those scored."""
@@ -337,8 +343,7 @@ class Setup:
             )
 
         def some(split, limit):
-            limit = len(split) if limit is None else min(limit, len(split))
-            return self.queries_of(split, limit=limit)[loader.evenly_spaced(len(split), limit)]
+            return self.queries_of(split, evenly_spaced(len(split), limit))
 
         return [
             TaskQueries(
@@ -352,8 +357,7 @@ class Setup:
         queries = []
         for task in tasks:
             split = self.tasks[task].train
-            records = loader.evenly_spaced(len(split), min(SEPARATION_QUERIES, len(split)))
-            queries.append(self.queries_of(split)[records])
+            queries.append(self.queries_of(split, evenly_spaced(len(split), SEPARATION_QUERIES)))
         return query_separation(queries).lines([self.tasks[task].name for task in tasks])
 
     def replayed_batches(self, stage: int, epoch: int, buffer: Buffer):
@@ -366,7 +370,7 @@ class Setup:
                 record_B,
                 task_id=task,
                 shapes=self.shapes,
-                queries=self.queries_of(split) if self.needs_query else None,
+                queries=self._queries_by_record(split, buffer.records_of(task)) if self.needs_query else None,
                 start_id=self.model.config.decoder_start_token_id,
                 rows=self.layout.process_rows(size),
             )
@@ -375,13 +379,14 @@ class Setup:
     def evaluation_batches(self, task: int, split_name: str) -> list[dict]:
         """The first `eval_examples` examples of a split, grouped by length."""
         split, limit = self.tasks[task].split(split_name), self.config.eval_examples
+        scored = evenly_spaced(len(split), limit)
         return list(
             loader.evaluation_batches(
                 split,
                 task_id=task,
                 batch_size=self.layout.rounded_up(self.config.decoding.batch_size),
                 limit=limit,
-                queries=self.queries_of(split, limit=limit) if self.needs_query else None,
+                queries=self._queries_by_record(split, scored) if self.needs_query else None,
                 start_id=self.model.config.decoder_start_token_id,
                 shapes=self.shapes,
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from codegen2_jax.data import converters
 from codegen2_jax.data.converters import Shape
-from codegen2_jax.data.plan import Plan, fetch, record_lengths, share_out
+from codegen2_jax.data.plan import Plan, evenly_spaced, fetch, record_lengths, share_out
 from codegen2_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -64,7 +64,7 @@ class TrainingBatches(_Batches):
       task_ids: the task of each split (`task_B`).
       batch_size: global.
       rows: which rows of each global batch this process makes, in their order; None for all.
-      queries: float32 [N_j, D] for each split, given out as `query_BD`.
+      queries: float32 [N_j, D] for each split, given out as `query_BD`; rows that no batch takes may hold anything.
       transform: `(record, rng) -> record`, rng from (seed, epoch, split, record); must not make a record longer.
       rates: share of each split in an epoch of as many records as there are in all; default: all records once.
       num_shapes: most (S, T) shapes in use (`shapes`).
@@ -108,6 +108,15 @@ class TrainingBatches(_Batches):
             quotas = share_out(sizes, batch_size)
         self._plan = Plan(sizes, quotas, group_N, converters.larger_shape(self.shapes), batch_size, (seed, 0))
         self.batches_per_epoch = self._plan.batches_per_epoch
+
+    def visited(self, batches: int) -> list[np.ndarray]:
+        """int64 numbers, ascending, of the records of each split that the first `batches` global batches take."""
+        taken_N = np.zeros(len(self._split_N), bool)
+        for number in range(batches):
+            if number % self.batches_per_epoch == 0 and taken_N.all():
+                break
+            taken_N[self._plan[number][1]] = True
+        return [np.sort(self._record_N[taken_N & (self._split_N == j)]) for j in range(len(self._splits))]
 
     def batch(self, number: int) -> Batch:
         epoch, rows = self._plan[number]
@@ -300,8 +309,7 @@ class EvaluationBatches(Sequence):
         assert queries is None or len(queries) == size, (len(queries), size)
         self._split, self._queries, self._start_id = split, queries, start_id
         self._task_id, self._batch_size = task_id, batch_size
-        limit = size if limit is None else min(limit, size)
-        chosen = evenly_spaced(size, limit)
+        chosen = np.asarray(evenly_spaced(size, limit))
         source, target = (lengths_N[chosen] for lengths_N in record_lengths(split))
         self.shapes: list[Shape] = list(shapes or converters.choose_shapes(source, target, count=num_shapes))
         group = converters.smallest_shape(self.shapes, source, target)
@@ -326,11 +334,6 @@ class EvaluationBatches(Sequence):
         )
         batch["valid_B"] = np.arange(self._batch_size) < num_valid
         return batch
-
-
-def evenly_spaced(size: int, count: int) -> np.ndarray:
-    """int64 [count]: the records that stand for a split of `size` where only `count` of them are scored."""
-    return np.arange(count, dtype=np.int64) * size // count
 
 
 def evaluation_batches(

@@ -95,6 +95,13 @@ class Plan:
         return rng.permutation(np.concatenate(batches))
 
 
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """The places that stand for `count` of them where at most `limit` are scored, ascending; all of them for None."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [place * count // limit for place in range(limit)]
+
+
 def share_out(shares: Sequence[float], total: int) -> list[int]:
     """Integers in proportion to `shares` that add up to `total` (largest remainders get the rest)."""
     shares = np.asarray(shares, np.float64)

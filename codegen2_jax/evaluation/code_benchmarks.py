@@ -6,8 +6,9 @@ from typing import Any
 
 from codegen2_jax.data import execution_problems, multipl_e
 from codegen2_jax.data.execution_problems import CodeProblem
+from codegen2_jax.data.plan import evenly_spaced
 from codegen2_jax.errors import UserError
-from codegen2_jax.evaluation.execution import FORMS, OneAnswer, evenly_spaced, interval
+from codegen2_jax.evaluation.execution import FORMS, OneAnswer, interval
 from codegen2_jax.sandbox import languages
 from codegen2_jax.sandbox.programs import Program
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen2_jax.data.execution_problems import CodeProblem
+from codegen2_jax.data.plan import evenly_spaced
 from codegen2_jax.decoding import text, truncation
 from codegen2_jax.decoding.settings import Generation
 from codegen2_jax.errors import UserError
@@ -320,13 +321,6 @@ def interval(values: Sequence[float], groups: Sequence[str] | None = None, scale
         values = [sum(of) / len(of) for of in members.values()]
     low, high = bootstrap_interval(values)
     return {"value": scale * mean, "low": scale * low, "high": scale * high}
-
-
-def evenly_spaced(count: int, limit: int | None) -> list[int]:
-    """Places of `limit` of `count` problems, all of them for None."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return [place * count // limit for place in range(limit)]
 
 
 def _complete(rows: list[dict], problems: Mapping[str, Any], path: Path) -> list[dict]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from codegen2_jax.data import understanding as files
+from codegen2_jax.data.plan import evenly_spaced
 from codegen2_jax.decoding import text
 from codegen2_jax.decoding.settings import Generation
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import prompting, records
-from codegen2_jax.evaluation.execution import evenly_spaced, header, interval
+from codegen2_jax.evaluation.execution import header, interval
 from codegen2_jax.evaluation.subject import Call, Subject
 from codegen2_jax.evaluation.understanding import by_id, write_lines
 from codegen2_jax.metrics.rouge import rouge_of_each

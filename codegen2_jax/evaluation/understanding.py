@@ -16,11 +16,12 @@ import numpy as np
 from codegen2_jax import json_files
 from codegen2_jax.data import converters
 from codegen2_jax.data import understanding as files
+from codegen2_jax.data.plan import evenly_spaced
 from codegen2_jax.data.understanding import Question
 from codegen2_jax.decoding.text import padded_length, requests_of
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import records
-from codegen2_jax.evaluation.execution import evenly_spaced, interval
+from codegen2_jax.evaluation.execution import interval
 from codegen2_jax.evaluation.likelihood import Scorer
 from codegen2_jax.evaluation.prompting import positions
 from codegen2_jax.evaluation.subject import Call, Subject

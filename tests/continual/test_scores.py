@@ -108,6 +108,11 @@ def recorded(matrix=R, split="valid", metric="bleu", **settings):
     return book
 
 
+def test_nothing_forgotten_is_printed_without_a_sign():
+    lines = format_summary(recorded(np.zeros_like(R)).to_dict(), split="valid")
+    assert "forget_last_bleu (valid): 0.00" in lines and not [line for line in lines if "-0.00" in line]
+
+
 def test_summary_names_variant_and_metric_under_its_split():
     book = recorded(leave_out=("refine",))
     book.record_baseline("copy", "valid", "bleu", COPY)

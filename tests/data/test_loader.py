@@ -148,6 +148,16 @@ def test_queries_follow_their_records(splits):
     np.testing.assert_array_equal(batch["query_BD"], expected)
 
 
+@pytest.mark.parametrize("rates", [None, [0.9, 0.1]])
+def test_the_records_of_the_first_batches_are_known_before_they_are_read(splits, rates):
+    batches = TrainingBatches(splits, [0, 1], 8, seed=5, rates=rates, rows=np.arange(3))
+    everyones = TrainingBatches(splits, [0, 1], 8, seed=5, rates=rates)
+    for count in (1, 7, 3 * batches.batches_per_epoch):
+        taken = {row for number in range(count) for row in rows_of(everyones.batch(number))}
+        for task, records in enumerate(batches.visited(count)):
+            assert records.tolist() == sorted(record for of, record in taken if of == task)
+
+
 def test_rates_decide_the_share_of_a_split_and_use_its_records_evenly(splits):
     batches = TrainingBatches(splits, [0, 1], 8, seed=0, rates=[0.25, 0.75])
     counts = [np.zeros(len(split), int) for split in splits]
