@@ -31,8 +31,13 @@ TOPOLOGIES = (
 )
 TENSOR = (1, 4)  # sizes of the mesh's "model" axis; "fsdp" takes the rest
 ROWS = (8, 4, 2, 1)  # rows of 2,048 tokens for each part of the batch, tried from the left
-# These first: a run that is stopped has the rows that matter most.
-FIRST = (("7b", "v5p:4x4x4", 1), ("16b", "v4:4x4x8", 1), ("16b", "v5p:4x4x8", 1))
+# These first, the pairs that gin_configs/scale/ names: a run that is stopped has the rows that matter most.
+FIRST = (
+    *(("7b", "v5p:4x4x4", 1), ("16b", "v4:4x4x8", 1), ("16b", "v5p:4x4x8", 1), ("7b", "v6e:8x8", 1)),
+    *(("16b", "v6e:16x16", 1), ("1b", "v5e:4x4", 1), ("7b", "v4:4x4x4", 1), ("3_7b", "v5e:8x8", 1)),
+    *(("7b", "v5e:16x16", 1), ("3_7b", "v6e:4x4", 1), ("16b", "v5p:8x8x8", 1), ("1b", "v4:2x2x4", 1)),
+    ("3_7b", "v5p:2x2x4", 1),
+)
 MISFIT = 8  # exit code of precompile
 
 

@@ -122,7 +122,7 @@ def diagnose(setup: Setup, directory: Path, state: TrainState, details: dict, la
     split = setup.scored[-1]
     scored = [details[split, task] for task in range(len(setup.tasks))]
     queries = [
-        setup.queries_of(data.split(split), part.records_N)
+        setup.batches.queries_of(data.split(split), part.records_N)
         for data, part in zip(setup.tasks, scored, strict=True)
     ]
     key_MD = to_host(state.trainable["prompt"]["keys"]).astype(np.float32)

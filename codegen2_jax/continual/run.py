@@ -69,7 +69,7 @@ class Run:
             state = self.setup.start_task(state, task)
         if self.setup.needs_query:
             seen = [task for stage in self.setup.stages[: meta["stage"] + 1] for task in stage]
-            self.tracker.message("\n".join(self.setup.query_separation(seen)))
+            self.tracker.message("\n".join(self.setup.batches.query_separation(seen)))
         if self.config.replay is not None and self.config.replay.with_current:
             self._admit(meta)
         return self.setup.fresh_optimizer(state)
@@ -90,7 +90,7 @@ class Run:
         """Trains the stage to its end, keeping the best state by its validation score."""
         config, setup, stage = self.config, self.setup, meta["stage"]
         buffer = Buffer.from_json(meta["buffer"])
-        batches = setup.training_batches(stage, buffer)
+        batches = setup.batches.training(stage, buffer)
         iterator = batches.iterator()
         if meta["data"] is not None:
             iterator.set_state(meta["data"])
@@ -147,7 +147,7 @@ class Run:
         rows = self.config.replay.rows_per_step(self.config.batch_size)
         count = sum(-(-len(buffer.records_of(task)) // rows) for task in buffer.tasks)
         with self.tracker.progress(f"replay of {len(buffer.pairs)} examples", count) as progress:
-            for number, batch in enumerate(self.setup.replayed_batches(meta["stage"], epoch, buffer), start=1):
+            for number, batch in enumerate(self.setup.batches.replayed(meta["stage"], epoch, buffer), start=1):
                 state, metrics = self.setup.replay_step(state, self.setup.put(batch))
                 if number % LOG_EVERY == 0 or number == count:
                     progress.update(number, loss=float(metrics["loss"]))
@@ -163,7 +163,7 @@ class Run:
         beams = self.config.decoding.selection_beams
         losses, found, values = [], [], []
         for task in setup.stages[stage]:
-            batches = setup.evaluation_batches(task, "valid")
+            batches = setup.batches.evaluation(task, "valid")
             losses.append(mean_loss(setup.loss_step, state, batches, put=setup.put_whole))
             found.append(scoring.score_task(setup, state, task, "valid", beams=beams, selection="pool").scores)
             values.append(scoring.selection_score(setup.tasks[task].scorers, found[-1]))

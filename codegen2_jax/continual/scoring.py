@@ -46,7 +46,7 @@ def score_task(
         setup.predict(task, beams=beams, selection=selection),
         setup.params(state),
         state.prompt_state,
-        setup.evaluation_batches(task, split),
+        setup.batches.evaluation(task, split),
         setup.vocabulary,
         put=setup.put_whole,
     )
@@ -90,7 +90,7 @@ def score_row(setup: Setup, state: TrainState, *, selection: str | None, progres
 
 def _loss(setup: Setup, state: TrainState, task: int, split: str, *, selection: str | None) -> float | None:
     """Token cross-entropy of the scored examples, teacher-forced, the pull term apart; None where it is not finite."""
-    batches = setup.evaluation_batches(task, split)
+    batches = setup.batches.evaluation(task, split)
     loss = runner.mean_loss(setup.loss_step_of(selection), state, batches, put=setup.put_whole)
     return loss if math.isfinite(loss) else None
 
@@ -108,7 +108,7 @@ def baselines(setup: Setup) -> dict[str, dict[str, dict[str, list[float]]]]:
     for task, data in enumerate(setup.tasks):
         constant = constant_output([data.train[i]["targets_text"] for i in range(len(data.train))])
         for split in setup.scored:
-            batches = setup.evaluation_batches(task, split)
+            batches = setup.batches.evaluation(task, split)
             records = sorted(int(r) for batch in batches for r in batch["record_B"][batch["valid_B"]])
             examples = [data.split(split)[record] for record in records]
             references = [example["targets_text"] for example in examples]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from codegen2_jax.continual import data_record
-from codegen2_jax.continual.diagnostics import query_separation
 from codegen2_jax.continual.queries import QueryStore, mean_embeddings
-from codegen2_jax.continual.replay import Buffer, epoch_end_batches
-from codegen2_jax.continual.retrieval import TRAIN_QUERIES, TaskQueries
+from codegen2_jax.continual.stream_batches import StreamBatches
 from codegen2_jax.continual.stream_tasks import left_out, open_tasks
 from codegen2_jax.data import cache, converters, loader
-from codegen2_jax.data.plan import Subset, evenly_spaced
-from codegen2_jax.data.tags import TaggedSplit
-from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation import runner
 from codegen2_jax.sharding import partitioning
 from codegen2_jax.training import attention_choice, initialisation, ordered_reduction
@@ -37,7 +32,6 @@ from codegen2_jax.training.step import (
 ASSUMED_SHAPE, ASSUMED_TASKS = (128, 128), 4
 # Positions at which a kernel of attention is tried: no multiple of a tile, as the lengths of pairs are none.
 CHECKED_LENGTH = 328
-SEPARATION_QUERIES = 256  # of each task, to see whether queries tell tasks apart at all (specification, 3.2)
 
 
 def stages_of(walk: str, num_tasks: int) -> list[tuple[int, ...]]:
@@ -63,7 +57,7 @@ class Setup:
         devices: those of a topology, to lower for them: no weight is read, and fields of the model's configuration may
         be changed. tell: is given lines while queries are computed.
         """
-        self.config, self._is_abstract, self._tell = config, devices is not None, tell
+        self.config, self._is_abstract = config, devices is not None
         self.loaded = config.source.without_weights(**changes) if self._is_abstract else config.source.load()
         self.vocabulary = self.loaded.vocabulary
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
@@ -103,8 +97,21 @@ class Setup:
             config.replay.check(len(self.stages))
             count = config.replay.rows_per_step(config.batch_size)
             self.layout.process_rows(count + (config.batch_size if config.replay.schedule == "interleaved" else 0))
-        self._place(directory)
+        self._place()
         self._compile()
+        queries = None
+        if self.needs_query and not self._is_abstract:
+            queries = self._query_store(directory / "queries", tell)
+        self.batches = StreamBatches(
+            config,
+            self.layout,
+            self.tasks,
+            self.stages,
+            self.shapes,
+            start_id=self.model.config.decoder_start_token_id,
+            steps_per_stage=self.steps_per_stage,
+            queries=queries,
+        )
 
     @property
     def steps_per_stage(self) -> int:
@@ -117,26 +124,26 @@ class Setup:
 
     # ------------------------------------------------------------------------------------------------ parameters
 
-    def _place(self, directory: Path) -> None:
+    def _place(self) -> None:
         model_axes = self.model.param_axes()
-        self.queries = None
         if self._is_abstract:
             self._pretrained = self.model.param_shapes
             self._shape_state()
             return
         shardings = partitioning.shardings(self.layout, model_axes, self.model.param_shapes)
         self._pretrained = initialisation.place_params(self.loaded, shardings, seed=self.config.seed)
-        if self.needs_query:
-            self.queries = QueryStore(
-                directory / "queries",
-                self.model,
-                self._pretrained,
-                self._encoder_digest(),
-                self.layout,
-                pooling=self.config.query_pooling,
-                tell=self._tell,
-            )
         self._shape_state()
+
+    def _query_store(self, directory: Path, tell: Callable[[str], None] | None) -> QueryStore:
+        return QueryStore(
+            directory,
+            self.model,
+            self._pretrained,
+            self._encoder_digest(),
+            self.layout,
+            pooling=self.config.query_pooling,
+            tell=tell,
+        )
 
     def _shape_state(self) -> None:
         abstract = jax.eval_shape(self._new_state, self._pretrained)
@@ -201,7 +208,7 @@ class Setup:
         def sample(task: int, count: int, rng: np.random.Generator):
             split = self.tasks[task].train
             records = rng.choice(len(split), size=count, replace=count > len(split))
-            query_ND = self.queries_of(split, records) if self.needs_query else None
+            query_ND = self.batches.queries_of(split, records) if self.needs_query else None
             tokens = [split[int(record)]["inputs"] for record in records]
             return query_ND, mean_embeddings(embedding_VD, tokens)
 
@@ -286,115 +293,9 @@ class Setup:
     def params(self, state: TrainState) -> Any:
         return merge_params(state.trainable, state.frozen)
 
-    # ------------------------------------------------------------------------------------------------------ data
-
-    def training_batches(self, stage: int, buffer: Buffer) -> loader.TrainingBatches | loader.JoinedBatches:
-        """The batches of one stage, joined with replayed rows where the method says so.
-
-        Another seed for each stage, so that no two walk alike. A stage of several tasks draws them in proportion to
-        n^joint_exponent.
-        """
-        config, tasks = self.config, self.stages[stage]
-        splits = [self.tasks[task].train for task in tasks]
-        rates = [len(split) ** config.joint_exponent for split in splits] if len(tasks) > 1 else None
-        seed = config.seed * 1000 + stage
-        one = functools.partial(self._batches, splits, tasks, config.batch_size, seed, rates=rates)
-        if config.replay is None or config.replay.schedule != "interleaved" or not buffer.pairs:
-            return one(rows=self.layout.process_rows(config.batch_size))
-        kept = [Subset(self.tasks[task].train, buffer.records_of(task)) for task in buffer.tasks]
-        count = config.replay.rows_per_step(config.batch_size)
-        rows = self.layout.process_rows(config.batch_size + count)
-        old = rows[rows >= config.batch_size] - config.batch_size
-        replayed = self._batches(kept, buffer.tasks, count, config.seed * 1000 + 500 + stage, rows=old)
-        return loader.JoinedBatches([one(rows=rows[rows < config.batch_size]), replayed], self.shapes)
-
-    def _batches(self, splits, tasks, batch_size, seed, *, rates=None, rows) -> loader.TrainingBatches:
-        start = self.model.config.decoder_start_token_id
-        make = functools.partial(
-            loader.TrainingBatches, splits, tasks, batch_size, seed, start, rows=rows, rates=rates, shapes=self.shapes
-        )
-        batches = make()
-        if not self.needs_query:
-            return batches
-        # A short run visits few records of a large split, and with a large encoder queries are most of its time.
-        visited = batches.visited(self.steps_per_stage)
-        return make(queries=[self._queries_by_record(*pair) for pair in zip(splits, visited, strict=True)])
-
-    def queries_of(self, split: Any, records: Sequence[int]) -> np.ndarray:
-        """query_ND of these records of a split; of sources without their tags unless the configuration says so."""
-        if isinstance(split, Subset):
-            return self.queries_of(split.records, split.indices[records])
-        if isinstance(split, TaggedSplit) and self.config.tags != "input_and_query":
-            split = split.records
-        return self.queries.of(split, records)
-
-    def _queries_by_record(self, split: Any, records: Sequence[int]) -> np.ndarray:
-        """query_ND with a row for every record of a split, NaN for those that are not asked for."""
-        query_RD = self.queries_of(split, records)
-        query_ND = np.full((len(split), query_RD.shape[1]), np.nan, np.float32)
-        query_ND[records] = query_RD
-        return query_ND
-
-    def query_sets(self) -> list[TaskQueries]:
-        """Queries of every task, for a study of retrieval: at most `TRAIN_QUERIES` to learn from, and those scored."""
-        if not self.needs_query:
-            raise UserError(
-                "RETRIEVAL_ONLY=True studies a prompt pool, which this method lacks; take pp_tf.gin or pp.gin."
-            )
-
-        def some(split, limit):
-            return self.queries_of(split, evenly_spaced(len(split), limit))
-
-        return [
-            TaskQueries(
-                task.name, some(task.train, TRAIN_QUERIES), some(task.split(self.scored[-1]), self.config.eval_examples)
-            )
-            for task in self.tasks
-        ]
-
-    def query_separation(self, tasks: Sequence[int]) -> list[str]:
-        """How far apart the training queries of these tasks lie, as lines of text, with a warning if not at all."""
-        queries = []
-        for task in tasks:
-            split = self.tasks[task].train
-            queries.append(self.queries_of(split, evenly_spaced(len(split), SEPARATION_QUERIES)))
-        return query_separation(queries).lines([self.tasks[task].name for task in tasks])
-
-    def replayed_batches(self, stage: int, epoch: int, buffer: Buffer):
-        """The batches of one pass over the buffer, after an epoch; this process's rows of each."""
-        config, size = self.config, self.config.replay.rows_per_step(self.config.batch_size)
-        for task, record_B in epoch_end_batches(buffer, size, seed=config.seed, stage=stage, epoch=epoch):
-            split = self.tasks[task].train
-            yield loader.batch_of(
-                split,
-                record_B,
-                task_id=task,
-                shapes=self.shapes,
-                queries=self._queries_by_record(split, buffer.records_of(task)) if self.needs_query else None,
-                start_id=self.model.config.decoder_start_token_id,
-                rows=self.layout.process_rows(size),
-            )
-
-    @functools.cache  # noqa: B019  one Setup lives as long as its run
-    def evaluation_batches(self, task: int, split_name: str) -> list[dict]:
-        """The first `eval_examples` examples of a split, grouped by length."""
-        split, limit = self.tasks[task].split(split_name), self.config.eval_examples
-        scored = evenly_spaced(len(split), limit)
-        return list(
-            loader.evaluation_batches(
-                split,
-                task_id=task,
-                batch_size=self.layout.rounded_up(self.config.decoding.batch_size),
-                limit=limit,
-                queries=self._queries_by_record(split, scored) if self.needs_query else None,
-                start_id=self.model.config.decoder_start_token_id,
-                shapes=self.shapes,
-            )
-        )
-
-    def abstract_batch(self) -> dict:
-        """A batch of the largest shape, for lowering; its values mean nothing."""
-        (source, target), size = self.shapes[-1], self.config.batch_size
+    def abstract_batch(self, lengths: converters.Shape | None = None) -> dict:
+        """A batch of these lengths, or of the largest shape, for lowering; its values mean nothing."""
+        (source, target), size = lengths or self.shapes[-1], self.config.batch_size
         tokens = {"inputs_BS": source, "decoder_inputs_BT": target, "targets_BT": target}
         masks = {"inputs_mask_BS": source, "loss_mask_BT": target}
         batch = {name: np.zeros((size, length), np.int32) for name, length in tokens.items()}

@@ -183,7 +183,7 @@ class ContinualLearning:
             "tags": self.tags,
             "query_pooling": self.query_pooling,
         }
-        retrieval.run(self, config_text, header, setup.query_sets())
+        retrieval.run(self, config_text, header, setup.batches.query_sets())
 
     def show_batch(self) -> None:
         """Prints the first two training examples of every task as the model would read them."""
@@ -201,11 +201,10 @@ class ContinualLearning:
         changes: fields of the model's configuration.
         """
         setup = Setup(self, Path(self.model_dir), with_data=False, devices=devices, **changes)
-        setup.shapes = [lengths or setup.shapes[-1]]
         return Built(
             train_step=setup.train_step,
             state=setup.state_shapes,
-            batch=placed(setup.abstract_batch(), setup.layout),
+            batch=placed(setup.abstract_batch(lengths), setup.layout),
             layout=setup.layout,
             learner=setup.learner,
             prompt_tokens=self.prompt.num_tokens if self.prompt is not None else 0,

@@ -131,7 +131,7 @@ def test_an_epoch_that_early_stopping_cuts_short_is_replayed_too(monkeypatch):
         batch_size=2, batches_per_epoch=10, iterator=lambda: types.SimpleNamespace(get_state=lambda: None)
     )
     walk.setup = types.SimpleNamespace(
-        training_batches=lambda *_: batches, steps_per_stage=30, train_step=None, layout=None,
+        batches=types.SimpleNamespace(training=lambda *_: batches), steps_per_stage=30, train_step=None, layout=None,
         stages=[(0,)], tasks=[types.SimpleNamespace(name="toy")],
     )  # fmt: skip
 
