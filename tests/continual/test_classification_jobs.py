@@ -49,6 +49,24 @@ def job(places, run, **changes):
     return Classification(model_dir=str(run), optimizer=optimizer, **(options | changes))
 
 
+def test_a_limit_above_the_size_of_a_split_takes_every_example_once(places, tmp_path, monkeypatch):
+    seen = {}
+    runtime = classification.Runtime
+
+    def watched(config, loaded, splits):
+        seen.update({name: [one.id for one in questions] for name, questions in splits.items()})
+        return runtime(config, loaded, splits)
+
+    monkeypatch.setattr(classification, "Runtime", watched)
+    job(places, tmp_path, limit=20, num_epochs=1).run(config_text="x")
+    assert [len(seen[name]) for name in ("train", "valid", "test")] == [20, 8, 20]
+    assert all(len(set(ids)) == len(ids) for ids in seen.values())
+    result = json.loads((tmp_path / "evaluation.json").read_text())["benchmarks"]["boolq_head"]
+    assert (result["problems"], result["of"]) == (20, 24)
+    with pytest.raises(UserError, match="limit=0 leaves no example"):
+        job(places, tmp_path, limit=0)
+
+
 def test_it_learns_and_a_stopped_run_gives_the_same_result(places, tmp_path, monkeypatch, capsys):
     job(places, tmp_path / "whole").run(config_text="x")
     record = json.loads((tmp_path / "whole/evaluation.json").read_text())
