@@ -28,13 +28,17 @@ from codegen2_jax.sharding import topologies  # noqa: E402
 topologies.prepare()
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import flax  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import optax  # noqa: E402
-import transformers  # noqa: E402
-from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
-from transformers.models.gptj.modeling_flax_gptj import FlaxGPTJForCausalLMModule  # noqa: E402
+try:
+    import flax
+    import jax
+    import jax.numpy as jnp
+    import optax
+    import transformers
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from transformers.models.gptj.modeling_flax_gptj import FlaxGPTJForCausalLMModule
+except ImportError as error:
+    print(f"{error}; this program needs an environment of its own:\n{__doc__}", file=sys.stderr)
+    sys.exit(2)
 
 from codegen2_jax.sharding import estimates, hlo  # noqa: E402
 
