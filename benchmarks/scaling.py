@@ -11,7 +11,8 @@
 
 Time is processor time of the whole process, medians of rounds: a shared machine disturbs it least. Memory is XLA's
 account of the compiled step, and resident memory for the corpus. A slope of 1 is linear; where more is in the nature of
-the work the table says so. Draws results/scaling.png where matplotlib is installed.
+the work the table says so. Sweeps that are not asked for stay in --out as they are. Draws results/scaling.png where
+matplotlib is installed.
 """
 
 import argparse
@@ -191,7 +192,7 @@ def draw(results: dict, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     columns = min(4, len(results))
     lines = math.ceil(len(results) / columns)
@@ -207,7 +208,15 @@ def draw(results: dict, path: Path) -> None:
         other.loglog(values, [one["peak"] for one in result["points"]], "s--", color="tab:orange")
         other.set_ylabel("MiB", color="tab:orange", fontsize=8)
         axis.set_xticks(values, [str(value) for value in values], fontsize=7)
-        axis.minorticks_off()
+        for one in (axis, other):
+            low, high = one.get_ylim()
+            if high < 10 * low:  # a decade at least, so that what is flat looks flat
+                middle = math.sqrt(low * high)
+                one.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
+            one.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            one.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            one.tick_params(labelsize=7)
+            one.minorticks_off()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -222,6 +231,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--tiny", action="store_true", help="two small values each, to see that everything runs")
     options.add_argument("--out", default="benchmarks/results/scaling.json")
+    options.add_argument("--draw_only", action="store_true", help="the curves of --out once more")
     options.add_argument("--point", help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.point:
@@ -229,23 +239,29 @@ def main() -> None:
     names = arguments.sweeps.split(",")
     if unknown := [name for name in names if name not in SWEEPS]:
         raise SystemExit(f"error: --sweeps names {unknown}; there are {', '.join(SWEEPS)}.")
-    results: dict[str, dict] = {}
+    out = Path(arguments.out)
+    stored = json.loads(out.read_text()) if out.exists() else {}
+    results: dict[str, dict] = stored["sweeps"] if stored.get("tiny") == arguments.tiny else {}
+    if arguments.draw_only:
+        draw(results, out.with_suffix(".png"))
+        return
     print("| against | values | CPU seconds | MiB | slope of time | at the end | of memory | the work's own |")
     print("|---" * 8 + "|")
     for name in names:
         values, tiny_values, own = SWEEPS[name]
         points = [point(name, value, arguments) for value in (tiny_values if arguments.tiny else values)]
         found = slopes(points)
-        results[name] = {"points": points, "slopes": found, "own": own}
+        results[name] = {"points": points, "slopes": found, "own": own, "date": contest.machine(2)["date"]}
         results[name]["super_linear"] = found["time at the end"] > own + SLACK
         span = [f"{one['cpu_seconds']:.3g}" for one in (points[0], points[-1])]
         sizes = [f"{one['peak']:.4g}" for one in (points[0], points[-1])]
         cells = [name, f"{points[0]['value']} - {points[-1]['value']}", " - ".join(span), " - ".join(sizes)]
         cells += [f"{found[key]:.2f}" for key in ("time", "time at the end", "memory")]
         print(f"| {' | '.join(cells)} | {own:.0f} |", flush=True)
-    contest.write(Path(arguments.out), {"machine": contest.machine(2), "tiny": arguments.tiny, "sweeps": results})
+    results = {name: results[name] for name in SWEEPS if name in results}
+    contest.write(out, {"machine": contest.machine(2), "tiny": arguments.tiny, "sweeps": results})
     try:
-        draw(results, Path(arguments.out).with_suffix(".png"))
+        draw(results, out.with_suffix(".png"))
     except ImportError:
         print("no curves: pip install matplotlib draws them.")
 
