@@ -76,7 +76,8 @@ def convert(
     """Writes the model `source` into the directory `target`; nothing that comes with the model is run.
 
     Args:
-      source: a directory or Hub name in Hugging Face's layout, a .gguf or llama2.c .bin file, or a packaged name.
+      source: a directory or Hub name in Hugging Face's layout, a .gguf or llama2.c .bin file or a folder with one, or a
+        packaged name.
       dtype: of the weights written, None to keep each weight's own.
       mp_num: shards of a CodeGen's qkv weights in the source, where nothing else tells; export_mp_num: in the target.
       jaxformer_config: of the training run, where the source is a checkpoint of jaxformer.

