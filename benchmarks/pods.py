@@ -85,6 +85,7 @@ def table(results: dict, rows: list) -> str:
         "",
         "Written by `python benchmarks/pods.py`; docs/precompile.md says what the columns hold.",
         "Rows of 2,048 tokens, AdamW in float32, computed in bfloat16, full rematerialisation. No chip was involved.",
+        "\"Compiled in\" is wall time: about two minutes alone, longer for rows that were compiled beside other work.",
         "",
         "| model | slice | chips | fsdp x model | batch | GiB of a chip | bound by | step | waiting | tokens/s |"
         " utilisation | if all overlaps | compiled in |",

@@ -27,6 +27,14 @@ def test_a_prompt_pool_holds_at_most_half_of_what_full_finetuning_holds():
     assert rows["finetune"]["compiled"]["peak"] > 4 * 4 * 60.4e6 / 2**20
 
 
+def test_fewer_rows_are_tried_only_where_they_can_help():
+    import pods
+
+    state = {"parameters": 4, "optimizer": 8}  # and gradients of 4
+    assert pods._needs_too_much_without_rows({"state_bytes_per_chip": state, "chip": {"hbm_bytes": 15}})
+    assert not pods._needs_too_much_without_rows({"state_bytes_per_chip": state, "chip": {"hbm_bytes": 16}})
+
+
 def test_gpu_sh_prints_a_table_and_writes_what_it_measured(tmp_path):
     out = tmp_path / "gpu.json"
     environment = os.environ | {"PYTHON": sys.executable}

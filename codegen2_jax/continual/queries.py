@@ -64,16 +64,18 @@ class QueryStore:
         path, records = self._path(split), np.asarray(records, np.int64)
         known_N, query_ND = _load(path, len(split))
         known_N = processes.all_agree(known_N)  # each process may have a disk of its own
-        missing = np.setdiff1d(records, np.flatnonzero(known_N))
+        # Where nothing is asked for and nothing is known, one record says how wide a query is.
+        needed = records if len(records) or known_N.any() else np.zeros(1, np.int64)
+        missing = np.setdiff1d(needed, np.flatnonzero(known_N))
         if len(missing):
-            query_MD = self._compute(split, missing)
-            query_ND = np.zeros((len(split), query_MD.shape[1]), np.float32) if query_ND is None else query_ND
-            query_ND[missing], known_N[missing] = query_MD, True
+            query_RD = self._compute(split, missing)
+            query_ND = np.zeros((len(split), query_RD.shape[1]), np.float32) if query_ND is None else query_ND
+            query_ND[missing], known_N[missing] = query_RD, True
             _save(path, known_N, query_ND)
         return query_ND[records]
 
     def _compute(self, split: Any, records: np.ndarray) -> np.ndarray:
-        """query_MD of the records, in batches whose shapes depend on the split alone."""
+        """query_RD of the records, in batches whose shapes depend on the split alone."""
         shapes = converters.choose_shapes(*record_lengths(split), count=NUM_SHAPES)
         batches = evaluation_batches(
             Subset(split, records), task_id=0, batch_size=self.layout.rounded_up(self.batch_size), shapes=shapes

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from codegen2_jax.continual import queries
+from codegen2_jax.continual.replay import Buffer
+from codegen2_jax.continual.stream_batches import StreamBatches
 from codegen2_jax.sharding import partitioning
 
 
@@ -51,6 +53,24 @@ def test_only_what_is_asked_for_is_computed_and_only_once(made):
     assert made.store.of(made.split, range(24))[:, 0].tolist() == list(range(24))
     assert sorted(made.computed) == list(range(24))
     assert len(list(made.store.directory.iterdir())) == 1, "one file for a split"
+
+
+def test_of_no_record_there_are_no_queries_of_the_same_width(made):
+    """A short stage may take nothing of a split."""
+    assert made.store.of(made.split, []).shape == (0, 1)
+    assert made.store.of(made.split, []).shape == (0, 1) and made.computed == [0]
+
+
+def test_a_short_stage_asks_for_the_queries_of_what_it_visits(made):
+    config = types.SimpleNamespace(batch_size=8, seed=0, joint_exponent=0.7, replay=None, tags="none")
+    batches = StreamBatches(
+        config, made.store.layout, [types.SimpleNamespace(train=made.split)], [(0,)], [(48, 8)],
+        start_id=0, steps_per_stage=1, queries=made.store,
+    ).training(0, Buffer())  # fmt: skip
+    assert len(made.computed) == 8, "one step of eight rows, of 24 records"
+    batch = batches.batch(0)
+    assert batch["query_BD"][:, 0].tolist() == batch["record_B"].tolist()
+    assert np.isnan(batches.batch(1)["query_BD"]).all(), "a record that was not foreseen is loud"
 
 
 def test_a_query_does_not_depend_on_the_records_beside_it(made, tmp_path):
