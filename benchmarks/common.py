@@ -1,4 +1,4 @@
-"""What the contests share: their options, the files both sides read, how a side gets ready, and the driver."""
+"""What benchmarks share: where a report goes; of contests also the options, the files both sides read, the driver."""
 
 import argparse
 import dataclasses
@@ -15,16 +15,42 @@ import numpy as np
 BUSY = 0.5  # load average from which the machine is not idle
 
 
+class Options(argparse.ArgumentParser):
+    """The options of a benchmark; --tiny and --out are the same in all.
+
+    out: where the report goes by default; may name other options in braces. With --tiny it goes nowhere by default,
+    since it would take the place of what was measured: `arguments.out` is then None.
+    """
+
+    def __init__(self, description: str, *, out: str, tiny: str = "a tiny model, to see that everything runs"):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self._out = out
+        self.add_argument("--tiny", action="store_true", help=tiny)
+        self.add_argument("--out", help=f"where the report goes; by default {out}, with --tiny nowhere")
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:
+        arguments = super().parse_args(*given)
+        if arguments.out is None and not arguments.tiny:
+            arguments.out = self._out.format(**vars(arguments))
+        return arguments
+
+
+def write_report(out: str | None, report: dict) -> None:
+    """Writes the report of a benchmark with `Options`, or says that it is not kept."""
+    if out is None:
+        print("--tiny: nothing is written; --out=FILE keeps the report.")
+    else:
+        contest.write(Path(out), report)
+
+
 def parser(description: str, *, contenders: str, batch_size: int, out: str) -> argparse.ArgumentParser:
     """The options that every contest has."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = Options(description, out=out)
     options.add_argument("--contenders", default=contenders)
     options.add_argument("--batch_size", type=int, default=batch_size)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--round_limit_s", type=float, default=120, help="when torch stops a round")
-    options.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs")
-    options.add_argument("--out", default=out)
     options.add_argument("--contender", help=argparse.SUPPRESS)
     options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     return options
@@ -144,4 +170,4 @@ def drive(
             found = compare(variant, results)
             print(f"\n{variant}, {facts['examples']} examples {found}\n{text}\n", flush=True)
             report["variants"][variant] = facts | {"table": rows, "ready": ready, **found}
-    contest.write(Path(arguments.out), report)
+    write_report(arguments.out, report)

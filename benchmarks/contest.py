@@ -155,11 +155,19 @@ def table(
     return rows, "\n".join(lines)
 
 
+def version_of(package: str) -> str | None:
+    """None where it is not installed: a contest without its peer still has figures."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def machine(threads: int) -> dict:
     """What the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "torch", "transformers", "numpy")}
+    versions = {name: version_of(name) for name in ("jax", "flax", "torch", "transformers", "numpy")}
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

@@ -1,42 +1,66 @@
 """One GPU, every figure, one table: training, finetuning, a prompt pool, sampling, beside transformers on torch.
 
-  bash benchmarks/gpu.sh                                          # about ten minutes on one GPU
+  bash benchmarks/gpu.sh                                          # what 8.5 minutes hold; again: the rows that are left
   bash benchmarks/gpu.sh --data_dir=DIR --vocabulary=DIR          # CodeTask-CL's records and CodeT5's tokenizer files
   bash benchmarks/gpu.sh --smoke                                  # everything, tiny, on a CPU: does it run?
 
-  peak      a square product in bfloat16, in JAX and in torch: what the GPU gives, and the rates below are measured by
-  pretrain  CodeGen2-1B, AdamW, windows of 2,048 tokens in bfloat16, with xla's and cudnn's attention: tokens/s, and the
+  peak      a square product of random bfloat16 numbers, in JAX and in torch: what the GPU gives
+  pretrain  CodeGen2-1B, AdamW, windows of 2,048 tokens in bfloat16, with cudnn's and xla's attention: tokens/s, and the
             share of the GPU's peak that the model's own FLOPs are (MFU; causal scores count half, recomputation not)
-  finetune  CodeT5-small and -large, AdamW on all weights, on batches of CodeTask-CL; without --data_dir on random
-            tokens of the real lengths. Torch pads dynamically
+  finetune  CodeT5-small and -large, AdamW on all weights, on batches of CodeTask-CL, each of one task; without
+            --data_dir on random tokens of the real lengths. Both sides train on the same records: ours in the loader's
+            batches (like lengths together, three shapes), torch's shuffled, each batch padded to its longest row
   pool      PP-TF's pool (68 keys, 100 vectors) beside frozen weights, on the same batches. Torch computes the query
-            with the encoder; ours reads it
-  sample    CodeGen2-1B, random weights in bfloat16, top-p 0.95 behind prompts of 128 tokens, batches of 1, 32 and 256
+            with the encoder, without dropout; ours reads it
+  sample    CodeGen2-1B in bfloat16, top-p 0.95 behind prompts of 128 tokens, batches of 1, 32 and 256. The weights are
+            random, the head's scaled on both sides to logits of standard deviation 6: 2.2 nats a token, the top-p part
+            mostly below 10 tokens, near to a trained model's. Unscaled they are almost even, and top-p keeps 33,000
+            tokens, which no model in use makes it do
+
+Torch attends by sdpa where transformers has it for the architecture (T5, not CodeGen) and is compiled; where compiling
+fails or takes more than 90 seconds it runs as it is. The note of a row says which.
 
 Every measurement is a process of its own, so that its peak of memory is its own and a failure is a row, not the end.
-What --minutes do not reach is listed. Torch runs where it sees the GPU (with --smoke: on the CPU).
+The report (--out) is written after every row. A second call adds the rows that are missing, were left out or failed to
+the report that is there; --again measures the rest anew as well. It must have the same settings, versions and GPU: with
+others it ends with an error, so that no table mixes them. What --minutes do not reach is listed as left out, and so are
+the rows of a library that is not installed. Torch runs where it sees the GPU (with --smoke: on the CPU).
 """
 
 import argparse
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import contest
-import numpy as np
-import steps
+BEGAN = time.perf_counter()  # ahead of the imports that take seconds: --minutes count from the program's start
+
+import contest  # noqa: E402
+import numpy as np  # noqa: E402
+import steps  # noqa: E402
+
+from codegen2_jax import json_files  # noqa: E402
 
 # Dense bfloat16 products, TFLOP/s, by a part of the device's name (the makers' data sheets).
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "B200": 2250}
 REAL = dict(decoder="codegen2-1b", t5=("codet5-small", "codet5-large"), length=2048, rows=16, batch_size=32)
-REAL |= dict(batches=12, samples=(1, 32, 256), prompt=128, new_tokens=128, square=8192, least=3.0, records=2000)
+REAL |= dict(batches_per_task=3, samples=(1, 32, 256), prompt=128, new_tokens=128, square=8192, least=3.0)
+REAL |= dict(records=2000, compile_limit=90)
 SMOKE = dict(decoder="tiny-decoder", t5=("tiny-t5",), length=64, rows=2, batch_size=4)
-SMOKE |= dict(batches=2, samples=(1, 2), prompt=8, new_tokens=4, square=256, least=0.0, records=40)
+SMOKE |= dict(batches_per_task=1, samples=(1, 2), prompt=8, new_tokens=4, square=256, least=0.0, records=40)
+SMOKE |= dict(compile_limit=90)
+SHARPNESS = 6.0  # standard deviation of the logits that samples are drawn from
+NO_GPU, STOPPED = "JAX sees no GPU", "stopped after"
+
+
+class LeftOut(Exception):
+    """Why a row cannot be measured here."""
 
 
 # ------------------------------------------------------------------------------------------------------------ with JAX
@@ -65,9 +89,10 @@ def jax_peak(work: dict) -> dict:
     import jax
 
     side = work["square"]
-    a = jax.numpy.ones((side, side), "bfloat16")
+    # Random: a product of equal numbers takes less power, and so runs at a higher clock.
+    a = jax.random.normal(jax.random.key(0), (side, side), "bfloat16")
     found = timed(functools.partial(jax.jit(lambda a: a @ a), a), work)
-    return found | {"tflops": 2 * side**3 / found["seconds"] / 1e12, "device": jax.devices()[0].device_kind}
+    return found | {"tflops": 2 * side**3 / found["seconds"] / 1e12}
 
 
 def jax_pretrain(work: dict, attention: str, remat: str) -> dict:
@@ -92,12 +117,8 @@ def jax_pairs(work: dict, model: str, pool: bool) -> dict:
     """Examples per second over a fixed set of batches in a few shapes."""
     import jax
 
-    from codegen2_jax.data.loader import TrainingBatches
-
     config = steps.config_of(model, dtype="bfloat16", dropout_rate=0.1)
-    records = records_of(work, config.vocab_size)
-    loader = TrainingBatches(list(records.values()), range(len(records)), work["batch_size"], seed=0, num_shapes=3)
-    batches = [dict(loader.batch(number)) for number in range(work["batches"])]
+    batches, _ = batches_of(work, config.vocab_size)
     if pool:
         rng = np.random.default_rng(0)  # queries are read from the cache, whatever they are
         for batch in batches:
@@ -124,9 +145,13 @@ def jax_sample(work: dict, batch: int) -> dict:
 
     config = steps.config_of(work["decoder"], dtype="bfloat16")
     model = model_of(config)
-    params = jax.jit(
-        lambda key: jax.tree.map(lambda w: w.astype("bfloat16") if w.ndim > 1 else w, model.init_params(key))
-    )(jax.random.key(0))
+
+    def initial(key):
+        params = model.init_params(key)
+        params |= {"head": sharpened(params["head"])}
+        return jax.tree.map(lambda w: w.astype("bfloat16") if w.ndim > 1 else w, params)
+
+    params = jax.jit(initial)(jax.random.key(0))
     prompts_BS = prompts_of(work, config, batch)
     run = functools.partial(sample_once, sampling, model, params, prompts_BS, work["new_tokens"])
     found = timed(run, work)
@@ -156,22 +181,45 @@ def torch_setup(work: dict):
     import torch
 
     torch.set_float32_matmul_precision("high")
-    cuda = torch.cuda.is_available()
-    if not cuda and not work["smoke"]:
-        raise SystemExit("torch sees no GPU")
-    return torch, "cuda" if cuda else "cpu"
+    if work["smoke"]:
+        return torch, "cpu"
+    if not torch.cuda.is_available():
+        raise LeftOut("torch sees no GPU")
+    return torch, "cuda"
 
 
-def compiled_on(device: str) -> str:
-    """What a row's note says of torch.compile, which a smoke test on a CPU leaves out."""
-    return ", compiled" if device == "cuda" else ""
+def torch_timed(run_of: Callable, work: dict, torch, device: str, dynamic: bool | None = None) -> dict:
+    """Seconds of the call `run_of(wrap)`, compiled where that works; "compiled" says of a model what ran.
 
+    wrap: takes a module or a function to its compiled form, or leaves it as it is; nothing is compiled on a CPU.
+    dynamic: whether one program is to hold for all lengths, as `torch.compile` has it.
+    """
 
-def torch_timed(run, work: dict, torch, device: str) -> dict:
+    def stop(*_):
+        raise TimeoutError(f"more than {work['compile_limit']} s")
+
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    start = time.perf_counter()
-    run()
-    wait()
+    note, start = "not compiled", time.perf_counter()
+    if device == "cuda":
+        signal.signal(signal.SIGALRM, stop)  # many layers can take longer than the row has
+        signal.alarm(work["compile_limit"])
+        try:
+            run = run_of(functools.partial(torch.compile, dynamic=dynamic))
+            run()
+            wait()
+            note = "compiled"
+        except Exception as error:  # whatever the compiler raises, the row without it is worth having
+            reason = next(iter(str(error).strip().splitlines()), "")
+            note = f"not compiled ({type(error).__name__}: {reason[:80]})"
+            torch.compiler.reset()
+            torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+        finally:
+            signal.alarm(0)
+    if note != "compiled":
+        run = run_of(lambda function: function)
+        run()
+        wait()
     first = time.perf_counter() - start
     run()
     wait()
@@ -185,18 +233,32 @@ def torch_timed(run, work: dict, torch, device: str) -> dict:
         rates.append((time.perf_counter() - start) / count)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else contest.peak_gib()
     rates.sort()
-    return {"seconds": rates[1], "spread": [rates[0], rates[2]], "compile_seconds": first, "peak_gib": peak}
+    found = {"seconds": rates[1], "spread": [rates[0], rates[2]], "compile_seconds": first, "peak_gib": peak}
+    return found | {"compiled": note}
 
 
 def torch_peak(work: dict) -> dict:
     torch, device = torch_setup(work)
-    a = torch.ones((work["square"], work["square"]), dtype=torch.bfloat16, device=device)
-    found = torch_timed(lambda: a @ a, work, torch, device)
+    a = torch.randn((work["square"], work["square"]), device=device).to(torch.bfloat16)
+    found = torch_timed(lambda wrap: lambda: a @ a, work, torch, device)
+    del found["compiled"]  # there is nothing to compile
     return found | {"tflops": 2 * work["square"] ** 3 / found["seconds"] / 1e12}
 
 
-def torch_decoder(work: dict, torch, device: str, dtype):
+def torch_model(automatic: str, config, device: str, dtype):
     """(model, how its attention is computed): sdpa where transformers has it for this architecture."""
+    import transformers
+
+    for attention in ("sdpa", "eager"):
+        try:
+            model = getattr(transformers, automatic).from_config(config, attn_implementation=attention)
+        except ValueError:
+            continue
+        return model.to(device=device, dtype=dtype), attention
+    raise SystemExit(f"transformers can make no {type(config).__name__} with this configuration")
+
+
+def torch_decoder(work: dict, device: str, dtype):
     import transformers
 
     ours = steps.config_of(work["decoder"])
@@ -205,41 +267,40 @@ def torch_decoder(work: dict, torch, device: str, dtype):
         rotary_dim=ours.rotary_dim, n_positions=work["length"], n_inner=ours.d_ff, eos_token_id=None,
         bos_token_id=None, tie_word_embeddings=False,
     )  # fmt: skip
-    for attention in ("sdpa", "eager"):
-        try:
-            model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-            return model.to(device=device, dtype=dtype), attention
-        except ValueError:
-            continue
-    raise SystemExit("transformers can make no CodeGen of this configuration")
+    return torch_model("AutoModelForCausalLM", config, device, dtype)
 
 
 def torch_pretrain(work: dict) -> dict:
     torch, device = torch_setup(work)
-    model, attention = torch_decoder(work, torch, device, torch.float32)
-    model.gradient_checkpointing_enable()  # without, this batch does not fit
+    model, attention = torch_decoder(work, device, torch.float32)
+    # Without, this batch does not fit; the reentrant kind would split the compiled program.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
     config = steps.config_of(work["decoder"])
     batch = steps.windows(config, work["rows"], work["length"])
     tokens = torch.from_numpy(batch["tokens_BT"].astype(np.int64)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
-    if device == "cuda":
-        model = torch.compile(model)
 
-    def run():
-        with torch.autocast(device, dtype=torch.bfloat16):
-            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    def run_of(wrap):
+        forward = wrap(model)
 
-    found = torch_timed(run, work, torch, device)
+        def run():
+            with torch.autocast(device, dtype=torch.bfloat16):
+                loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+        return run
+
+    found = torch_timed(run_of, work, torch, device)
     facts = {"tokens_per_second": tokens.numel() / found["seconds"], "rows": work["rows"]}
     facts |= {"tflops": steps.model_flops(config, batch) / found["seconds"] / 1e12}
-    return found | facts | {"note": f"{attention} attention, gradient checkpointing{compiled_on(device)}"}
+    return found | facts | {"note": f"{attention} attention, gradient checkpointing, {found['compiled']}"}
 
 
 def torch_pairs(work: dict, model: str, pool: bool) -> dict:
-    """As `benchmarks/train_step.py` has it: shuffled batches, each padded to its longest row."""
+    """The records of our batches as `benchmarks/train_step.py` has torch train on them; see `shuffled`."""
     torch, device = torch_setup(work)
     import codetask
     import train_step
@@ -253,62 +314,76 @@ def torch_pairs(work: dict, model: str, pool: bool) -> dict:
         num_layers=ours.num_encoder_layers, num_decoder_layers=ours.num_decoder_layers, dropout_rate=0.1,
         decoder_start_token_id=0,
     )  # fmt: skip
-    network = transformers.T5ForConditionalGeneration(config).to(device).train()
-    rows = [row | {"task": i} for i, own in enumerate(records_of(work, ours.vocab_size).values()) for row in own]
-    order = np.random.default_rng(0).permutation(len(rows))[: work["batches"] * work["batch_size"]]
-    groups = [[rows[i] for i in chunk] for chunk in np.split(order, work["batches"])]
+    network, attention = torch_model("AutoModelForSeq2SeqLM", config, device, torch.float32)
+    network.train()
+    _, records = batches_of(work, ours.vocab_size)
+    groups = []  # padded ahead, as the processes of a loader would
+    for rows in shuffled(records, work["batch_size"]):
+        inputs = codetask.pad([row["inputs"] for row in rows], -1)
+        arrays = [np.maximum(inputs, 0), (inputs >= 0).astype(np.int64)]
+        arrays += [codetask.pad([row["targets"] for row in rows], -100), np.array([row["task"] for row in rows])]
+        groups.append([torch.from_numpy(array) for array in arrays])
     prompts = None
     if pool:
         network.requires_grad_(False)
         table = np.asarray(PromptPool(**steps.POOL).table(steps.NUM_TASKS))
         prompts = train_step.TorchPool(table, ours.d_model).to(device)
     trained = list((prompts or network).parameters())
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda")
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=device == "cuda")
 
-    def loss_of(group):
-        inputs = codetask.pad([row["inputs"] for row in group], -1)
-        mask = torch.from_numpy((inputs >= 0).astype(np.int64)).to(device)
-        inputs = torch.from_numpy(np.maximum(inputs, 0)).to(device)
-        labels = torch.from_numpy(codetask.pad([row["targets"] for row in group], -100)).to(device)
-        if prompts is None:
-            return network(input_ids=inputs, attention_mask=mask, labels=labels).loss
-        with torch.no_grad():
-            states = network.encoder(input_ids=inputs, attention_mask=mask).last_hidden_state.float()
-            query = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        vectors, pull = prompts(query, torch.tensor([row["task"] for row in group], device=device))
-        embeds = torch.cat([vectors, network.shared(inputs)], dim=1)
-        mask = torch.cat([torch.ones(vectors.shape[:2], dtype=torch.int64, device=device), mask], dim=1)
-        return network(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss - 0.1 * pull
+    def run_of(wrap):
+        forward, encode = wrap(network), wrap(network.encoder)
 
-    def run():
-        for group in groups:
-            with torch.autocast(device, dtype=torch.bfloat16):
-                loss = loss_of(group)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        def loss_of(inputs, mask, labels, tasks):
+            if prompts is None:
+                return forward(input_ids=inputs, attention_mask=mask, labels=labels).loss
+            with torch.no_grad():
+                network.encoder.eval()
+                states = encode(input_ids=inputs, attention_mask=mask).last_hidden_state.float()
+                query = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+                network.encoder.train()
+            vectors, pull = prompts(query, tasks)
+            embeds = torch.cat([vectors, network.shared(inputs)], dim=1)
+            mask = torch.cat([torch.ones(vectors.shape[:2], dtype=torch.int64, device=device), mask], dim=1)
+            return forward(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss - 0.1 * pull
 
-    found = torch_timed(run, work, torch, device)
-    return found | {"examples_per_second": len(order) / found["seconds"], "note": "dynamic padding, autocast"}
+        def run():
+            for group in groups:
+                with torch.autocast(device, dtype=torch.bfloat16):
+                    loss = loss_of(*(array.to(device) for array in group))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+        return run
+
+    found = torch_timed(run_of, work, torch, device, dynamic=True)
+    note = f"{attention} attention, dynamic padding, autocast, {found['compiled']}"
+    return found | {"examples_per_second": len(records) / found["seconds"], "note": note}
 
 
 def torch_sample(work: dict, batch: int) -> dict:
     torch, device = torch_setup(work)
-    model, attention = torch_decoder(work, torch, device, torch.bfloat16)
-    model = model.eval()
-    if device == "cuda":
-        model.forward = torch.compile(model.forward, dynamic=True)
+    model, attention = torch_decoder(work, device, torch.bfloat16)
+    model, plain = model.eval(), model.forward
+    with torch.no_grad():
+        model.lm_head.weight.copy_(sharpened(model.lm_head.weight.float()))
     prompts = torch.from_numpy(prompts_of(work, steps.config_of(work["decoder"]), batch).astype(np.int64)).to(device)
     options = dict(do_sample=True, temperature=0.8, top_p=0.95, top_k=0, pad_token_id=0)
     options |= dict(max_new_tokens=work["new_tokens"], min_new_tokens=work["new_tokens"])
 
-    def run():
-        with torch.inference_mode():
-            model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+    def run_of(wrap):
+        model.forward = wrap(plain)
 
-    found = torch_timed(run, work, torch, device)
+        def run():
+            with torch.inference_mode():
+                model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+
+        return run
+
+    found = torch_timed(run_of, work, torch, device, dynamic=True)
     rate = batch * work["new_tokens"] / found["seconds"]
-    return found | {"tokens_per_second": rate, "note": f"{attention} attention{compiled_on(device)}"}
+    return found | {"tokens_per_second": rate, "note": f"{attention} attention, {found['compiled']}"}
 
 
 # -------------------------------------------------------------------------------------------------------------- driver
@@ -329,54 +404,184 @@ def records_of(work: dict, vocab_size: int) -> dict[str, list[dict]]:
     return records
 
 
+def batches_of(work: dict, vocab_size: int) -> tuple[list[dict], list[dict]]:
+    """(our batches, the records in them with their "task"): each batch of one task, planned over its whole split."""
+    from codegen2_jax.data.loader import TrainingBatches
+
+    tasks, size = list(records_of(work, vocab_size).values()), work["batch_size"]
+    # One set of shapes for all tasks, as a run over the stream has it.
+    shapes = TrainingBatches(tasks, range(len(tasks)), size, seed=0, num_shapes=3).shapes
+    batches, records = [], []
+    for task, rows in enumerate(tasks):
+        loader = TrainingBatches([rows], [task], size, seed=0, shapes=shapes)
+        for number in range(work["batches_per_task"]):
+            batches.append(loader.batch(number))
+            records += [rows[i] | {"task": task} for i in batches[-1]["record_B"]]
+    return batches, records
+
+
+def shuffled(records: list[dict], batch_size: int) -> list[list[dict]]:
+    """The records in batches of one task each, both in random order: as a Hugging Face collator gets them.
+
+    Drawn once for all rounds, so that no shape is compiled while the clock runs.
+    """
+    rng, groups = np.random.default_rng(0), []
+    for task in sorted({row["task"] for row in records}):
+        own = [row for row in records if row["task"] == task]
+        order = rng.permutation(len(own))
+        groups += [[own[i] for i in order[at : at + batch_size]] for at in range(0, len(own), batch_size)]
+    return [groups[i] for i in rng.permutation(len(groups))]
+
+
 def prompts_of(work: dict, config, batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(3, config.vocab_size, (batch, work["prompt"])).astype(np.int32)
 
 
+def sharpened(head_VD):
+    """The head, of JAX or of torch, scaled to logits of standard deviation SHARPNESS behind the last LayerNorm."""
+    return head_VD * (SHARPNESS / (head_VD.std() * head_VD.shape[1] ** 0.5))
+
+
 def plan(work: dict) -> dict[str, tuple[str, dict]]:
-    """{row: (function, arguments)} in the order of their worth."""
-    rows = {"peak, jax": ("jax_peak", {})}
-    for attention in ("xla", "cudnn"):
-        arguments = {"attention": attention, "remat": "dots_no_batch"}
-        rows[f"pretrain {work['decoder']}, jax {attention}"] = ("jax_pretrain", arguments)
+    """{row: (function, arguments)} in the order of their worth: pretraining, ours and torch's, before all others."""
+    decoder = work["decoder"]
+    pretrain = lambda attention, remat: ("jax_pretrain", {"attention": attention, "remat": remat})  # noqa: E731
+    rows = {"peak, jax": ("jax_peak", {}), f"pretrain {decoder}, jax cudnn": pretrain("cudnn", "dots_no_batch")}
+    rows[f"pretrain {decoder}, torch"] = ("torch_pretrain", {})
+    pairs = {
+        model: {
+            f"{'pool' if pool else 'finetune'} {model}, {side}": (f"{side}_pairs", {"model": model, "pool": pool})
+            for pool in (False, True)
+            for side in ("jax", "torch")
+        }
+        for model in work["t5"]
+    }
+    small, *larger = pairs.values()
+    rows |= small
     for batch in work["samples"]:
-        rows[f"sample {batch}, jax"] = ("jax_sample", {"batch": batch})
-        rows[f"sample {batch}, torch"] = ("torch_sample", {"batch": batch})
-    for model in work["t5"]:
-        for pool in (False, True):
-            for side in ("jax", "torch"):
-                name = f"{'pool' if pool else 'finetune'} {model}, {side}"
-                rows[name] = (f"{side}_pairs", {"model": model, "pool": pool})
-    rows[f"pretrain {work['decoder']}, torch"] = ("torch_pretrain", {})
-    arguments = {"attention": "cudnn", "remat": "full"}
-    rows[f"pretrain {work['decoder']}, jax cudnn, remat full"] = ("jax_pretrain", arguments)
-    return rows | {"peak, torch": ("torch_peak", {})}
+        rows |= {f"sample {batch}, {side}": (f"{side}_sample", {"batch": batch}) for side in ("jax", "torch")}
+    rows[f"pretrain {decoder}, jax xla"] = pretrain("xla", "dots_no_batch")
+    rows[f"pretrain {decoder}, jax cudnn, remat full"] = pretrain("cudnn", "full")
+    rows["peak, torch"] = ("torch_peak", {})
+    for more in larger:
+        rows |= more
+    return rows
+
+
+def chosen(rows: dict, asked: str) -> list[str]:
+    """The names that contain one of the comma-separated parts, and the peak, which the others are measured by."""
+    parts = [part.strip() for part in asked.split(",") if part.strip()]
+    unknown = [part for part in parts if not any(part in name for name in rows)]
+    if unknown:
+        fail(f"--rows={asked}: no row's name contains {', '.join(map(repr, unknown))}; rows: {'; '.join(rows)}.")
+    return [name for name in rows if not parts or name == "peak, jax" or any(part in name for part in parts)]
+
+
+def fail(message: str) -> None:
+    """Ends the program as a wrong option does."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def measured(function: str, arguments: dict, work: dict, limit_s: float) -> dict:
     """One row, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch, "row.json")
+        out, said = Path(scratch, "row.json"), Path(scratch, "said")
         task = json.dumps({"function": function, "arguments": arguments, "work": work, "out": str(out)})
-        # JAX gives memory back and takes what it needs, so that the peak is the program's; nine tenths at most.
+        # JAX gives memory back and takes what it needs, so that the peak is the program's; 0.95 of all at most.
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
         environment |= {"JAX_PLATFORMS": "cpu"} if work["smoke"] or function.startswith("torch") else {}
-        try:
-            done = subprocess.run(
-                [sys.executable, __file__, f"--row={task}"], env=environment, capture_output=True, text=True,
-                timeout=limit_s,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"failed": f"stopped after {limit_s:.0f} s"}
+        command = [sys.executable, __file__, f"--row={task}"]
+        # A file, no pipe: the compiler's processes, which torch leaves for a moment, would hold a pipe open.
+        with said.open("wb") as noise:
+            try:
+                done = subprocess.run(command, env=environment, stdout=noise, stderr=noise, timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                return {"failed": f"{STOPPED} {limit_s:.0f} s; --row_minutes gives more"}
         if done.returncode or not out.exists():
-            return {"failed": steps.last_error(done.stderr or done.stdout)}
+            return {"failed": steps.last_error(said.read_text(errors="replace"))}
         return json.loads(out.read_text())
+
+
+def one_row(task: dict) -> dict:
+    """What a row's own process does."""
+    function, work = task["function"], task["work"]
+    try:
+        if function.startswith("torch"):
+            torch, device = torch_setup(work)
+            device = torch.cuda.get_device_name() if device == "cuda" else device
+        else:
+            import jax
+
+            device = jax.devices()[0].device_kind
+            if jax.default_backend() == "cpu" and not work["smoke"]:
+                raise LeftOut(NO_GPU)
+        found = globals()[function](work, **task["arguments"])
+    except LeftOut as reason:
+        return {"left_out": str(reason)}
+    except ModuleNotFoundError as error:
+        if not error.name:  # transformers' word for an import of its own that failed
+            raise
+        return {"left_out": f"{error.name} is not installed"}
+    return found | ({"device": device} if "seconds" in found else {})
 
 
 def peak_of(results: dict, device: str) -> tuple[float, str]:
     """(TFLOP/s, where from): the maker's figure by the device's name, else the measured square product."""
     known = next((peak for name, peak in PEAKS.items() if name in device), None)
-    return (known, "data sheet") if known else (results["peak, jax"].get("tflops", float("nan")), "measured product")
+    if known:
+        return known, "data sheet"
+    return results.get("peak, jax", {}).get("tflops", float("nan")), "measured product"
+
+
+def is_done(row: dict) -> bool:
+    """Measured, or nothing that could be measured here; others are tried again."""
+    return "seconds" in row or "skipped" in row
+
+
+def device_of(results: dict, side: str = "") -> str | None:
+    """What the rows, or those of "jax" or "torch", ran on."""
+    return next((row["device"] for name, row in results.items() if "device" in row and side in name), None)
+
+
+def report_of(results: dict, work: dict, machine: dict) -> dict:
+    device = device_of(results) or "unknown"
+    peak, origin = peak_of(results, device)
+    facts = machine | {"device": device, "peak_tflops": peak, "peak_from": origin}
+    return {"machine": facts, "settings": work, "rows": results, "table": table(results, peak)}
+
+
+def earlier(out: Path, work: dict, machine: dict) -> tuple[dict, dict]:
+    """(rows, machine) of the report that is there, which must be one of the same settings and versions."""
+    if not out.exists():
+        return {}, machine
+    try:
+        report = json.loads(out.read_text(encoding="utf-8"))
+        rows, before = report["rows"], report["machine"]
+        then = report["settings"] | before["versions"]
+    except (ValueError, KeyError, TypeError) as error:
+        fail(f"{out} is no report of this program ({error!r}); give another --out.")
+    now = json.loads(json.dumps(work | machine["versions"]))
+    other = [f"{name}={then.get(name)!r}" for name in now | then if now.get(name) != then.get(name)]
+    if other:
+        fail(f"{out} was measured with {', '.join(other)}; give another --out, or delete it to start anew.")
+    return rows, before
+
+
+def rate_of(row: dict) -> tuple[str | None, float]:
+    """(of what, how many per second)."""
+    unit = next((unit for unit in ("tokens", "examples") if f"{unit}_per_second" in row), None)
+    return unit, row.get(f"{unit}_per_second", 0.0)
+
+
+def said_of(row: dict) -> str:
+    """A row in a few words: its rate, or why it has none."""
+    unit, rate = rate_of(row)
+    if unit:
+        return f"{rate:,.0f} {unit}/s"
+    if "tflops" in row:
+        return f"{row['tflops']:.1f} TFLOP/s"
+    return next(f"{key}: {row[key]}" for key in ("failed", "skipped", "left_out") if key in row)
 
 
 def table(results: dict, peak: float) -> str:
@@ -384,11 +589,9 @@ def table(results: dict, peak: float) -> str:
     lines = ["| work | per second | TFLOP/s | of peak | peak GiB | x torch | compile s | note |", "|" + "---|" * 8]
     for name, row in results.items():
         if "seconds" not in row:
-            reason = next(f"{key}: {row[key]}" for key in ("failed", "skipped", "left_out") if key in row)
-            lines.append(f"| {name} | - | - | - | - | - | - | {reason} |")
+            lines.append(f"| {name} | - | - | - | - | - | - | {said_of(row)} |")
             continue
-        unit = next((unit for unit in ("tokens", "examples") if f"{unit}_per_second" in row), None)
-        rate = row.get(f"{unit}_per_second", 0.0)
+        unit, rate = rate_of(row)
         other = results.get(f"{name.split(', ')[0]}, torch", {})
         ratio = other.get("seconds", 0) and row["seconds"] and other["seconds"] / row["seconds"]
         cells = [name, f"{rate:,.0f} {unit}" if unit else "-"]
@@ -405,40 +608,57 @@ def main() -> None:
     options.add_argument("--data_dir", default="", help="CodeTask-CL's files; without: random tokens, real lengths")
     options.add_argument("--vocabulary", default="", help="directory of CodeT5's tokenizer files, with --data_dir")
     options.add_argument("--rows", default="", help="only rows whose name contains one of these, comma separated")
-    options.add_argument("--minutes", type=float, default=10.0)
+    options.add_argument("--again", action="store_true", help="measure rows anew that the report has")
+    options.add_argument("--minutes", type=float, default=8.5, help="no longer, from the start of the program")
+    options.add_argument("--row_minutes", type=float, default=3.0, help="no longer for one row, which fails then")
     options.add_argument("--batch_rows", type=int, help="windows of a pretraining step, default 16")
-    options.add_argument("--out", default="benchmarks/results/gpu.json")
+    options.add_argument("--out", help="default benchmarks/results/gpu.json; with --smoke nothing is written")
     options.add_argument("--row", help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.row:
         task = json.loads(arguments.row)
-        found = globals()[task["function"]](task["work"], **task["arguments"])
-        Path(task["out"]).write_text(json.dumps(found))
+        Path(task["out"]).write_text(json.dumps(one_row(task)))
         return
     if bool(arguments.data_dir) != bool(arguments.vocabulary):
-        raise SystemExit("error: --data_dir and --vocabulary belong together: records and the tokenizer they need.")
+        fail("--data_dir and --vocabulary belong together: records and the tokenizer they need.")
     work = dict(SMOKE if arguments.smoke else REAL)
     work |= {"smoke": arguments.smoke, "data_dir": arguments.data_dir, "vocabulary": arguments.vocabulary}
     if arguments.batch_rows:
         work["rows"] = arguments.batch_rows
-    rows, began, results = plan(work), time.perf_counter(), {}
-    if arguments.rows:
-        asked = arguments.rows.split(",")
-        rows = {name: row for name, row in rows.items() if name == "peak, jax" or any(map(name.count, asked))}
-    for name, (function, given) in rows.items():
-        left = arguments.minutes * 60 - (time.perf_counter() - began)
-        start = time.perf_counter()
-        results[name] = measured(function, given, work, left) if left > 0 else {"left_out": "no time was left"}
-        rest = f"{arguments.minutes - (time.perf_counter() - began) / 60:.1f} minutes left"
-        print(f"{name}: {time.perf_counter() - start:.0f} s; {rest}", flush=True)
-        if name == "peak, jax" and not arguments.smoke and "cpu" in results[name].get("device", "cpu").lower():
-            raise SystemExit(f"error: JAX sees no GPU ({results[name]}); install codegen2_jax[cuda], or use --smoke.")
-    device = results["peak, jax"].get("device", "unknown")
-    peak, origin = peak_of(results, device)
-    text = table(results, peak)
-    print(f"\n{device}, peak {peak:.4g} TFLOP/s in bfloat16 ({origin})\n{text}\n")
-    report = {"machine": contest.machine(os.cpu_count()) | {"device": device, "peak_tflops": peak, "peak_from": origin}}
-    contest.write(Path(arguments.out), report | {"settings": work, "rows": results, "table": text})
+    out = Path(arguments.out) if arguments.out else None if arguments.smoke else Path("benchmarks/results/gpu.json")
+    rows, machine = plan(work), contest.machine(os.cpu_count())
+    names = chosen(rows, arguments.rows)
+    results, machine = earlier(out, work, machine) if out else ({}, machine)
+    names = [name for name in names if arguments.again or not is_done(results.get(name, {}))]
+    # What failed before may fail again and take its time: behind what was not tried.
+    for name in sorted(names, key=lambda name: "failed" in results.get(name, {})):
+        left, start = arguments.minutes * 60 - (time.perf_counter() - BEGAN), time.perf_counter()
+        if left <= 0:
+            results.setdefault(name, {"left_out": "no time was left"})
+            continue
+        limit = min(left, arguments.row_minutes * 60)
+        row = measured(*rows[name], work, limit)
+        if row.get("failed", "").startswith(STOPPED) and limit == left:
+            row = {"left_out": "no time was left to finish it"}
+        if row.get("left_out") == NO_GPU:
+            fail(f"{NO_GPU}; install codegen2_jax[cuda], or use --smoke.")
+        before = device_of(results, name.split(", ")[1].split()[0])
+        if "device" in row and before and row["device"] != before:
+            fail(f"{out} was measured on {before}, and this is {row['device']}; give another --out.")
+        if is_done(row) or not is_done(results.get(name, {})):
+            results[name] = row
+        results = {name: results[name] for name in rows if name in results}
+        if out:  # at once: whatever ends the program later, this row is kept
+            json_files.write(out, report_of(results, work, machine))
+        rest = f"{arguments.minutes - (time.perf_counter() - BEGAN) / 60:.1f} minutes left"
+        print(f"{name}: {said_of(row)}; {time.perf_counter() - start:.0f} s, {rest}", flush=True)
+    results = {name: results[name] for name in rows if name in results}
+    report = report_of(results, work, machine)
+    found = report["machine"]
+    print(f"\n{found['device']}, peak {found['peak_tflops']:.4g} TFLOP/s in bfloat16 ({found['peak_from']})")
+    print(f"{report['table']}\n")
+    if out:
+        contest.write(out, report)
 
 
 if __name__ == "__main__":

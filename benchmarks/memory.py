@@ -17,8 +17,8 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import common
 import contest
 import steps
 
@@ -71,13 +71,11 @@ def ratios(rows: dict) -> dict[str, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = common.Options(__doc__, out="benchmarks/results/memory.json")
     options.add_argument("--model", default="codet5-small")
     options.add_argument("--shape", type=int, nargs=3, default=(8, 256, 128), metavar=("ROWS", "SOURCE", "TARGET"))
     options.add_argument("--settings", default=",".join(SETTINGS))
     options.add_argument("--compiled_only", action="store_true", help="nothing runs, so a busy machine will do")
-    options.add_argument("--tiny", action="store_true")
-    options.add_argument("--out", default="benchmarks/results/memory.json")
     options.add_argument("--process", help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.process:
@@ -98,7 +96,7 @@ def main() -> None:
         verdict = "met" if max(found.values()) <= AIM else "missed"
         print(f"{setting}: pool / finetune {found}; aim at most {AIM}: {verdict}")
     report = {"machine": steps.machine(2), "model": model, "shape": shape}
-    contest.write(Path(arguments.out), report | {"settings": results})
+    common.write_report(arguments.out, report | {"settings": results})
 
 
 if __name__ == "__main__":

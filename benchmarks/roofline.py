@@ -10,10 +10,7 @@ is the program of value and gradient less that of the value. What the sum leaves
 not see: residual additions and norms, the scan, what the compiler fuses across them.
 """
 
-import argparse
-from pathlib import Path
-
-import contest
+import common
 import steps
 
 
@@ -171,13 +168,11 @@ def optimizer_row(parameters: int, peaks: dict, rounds: int) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = common.Options(__doc__, out="benchmarks/results/roofline_{model}.json")
     options.add_argument("--model", default="codet5-small")
     options.add_argument("--shape", type=int, nargs=3, default=(8, 256, 128), metavar=("ROWS", "SOURCE", "TARGET"))
     options.add_argument("--dtype", default="float32")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--tiny", action="store_true")
-    options.add_argument("--out", default="")
     arguments = options.parse_args()
     model, shape, side = arguments.model, tuple(arguments.shape), 2048
     if arguments.tiny:
@@ -194,7 +189,7 @@ def main() -> None:
         cells += [f"{row['cpu_seconds']:.3f}", f"{row['seconds'] / max(row['floor'], 1e-9):.1f}"]
         print(f"| {name} | {' | '.join(cells)} |")
     report = {"machine": steps.machine(2), "model": model, "shape": shape, "dtype": arguments.dtype, "peaks": peaks}
-    contest.write(Path(arguments.out or f"benchmarks/results/roofline_{model}.json"), report | {"parts": rows})
+    common.write_report(arguments.out, report | {"parts": rows})
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@
 
 Time is processor time of the whole process, medians of rounds: a shared machine disturbs it least. Memory is XLA's
 account of the compiled step, and resident memory for the corpus. A slope of 1 is linear; where more is in the nature of
-the work the table says so. Sweeps that are not asked for stay in --out as they are. Draws results/scaling.png where
-matplotlib is installed.
+the work the table says so. Every sweep is written when it ends, and those that are not asked for stay in --out as they
+are; --tiny writes nothing without --out. Draws results/scaling.png where matplotlib is installed.
 """
 
 import argparse
@@ -24,9 +24,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import common
 import contest
 import numpy as np
 import steps
+
+from codegen2_jax import json_files
 
 BASE = dict(vocab_size=4096, d_model=256, d_ff=1024, layers=4, num_heads=4, head_dim=64)
 DECODER = dict(vocab_size=4096, d_model=256, layers=4, num_heads=4, head_dim=64, rotary_dim=32)
@@ -188,9 +191,12 @@ def slopes(points: list[dict]) -> dict[str, float]:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Time and memory against each quantity, on logarithmic axes."""
-    import matplotlib
-
+    """Time and memory against each quantity, on logarithmic axes, where matplotlib is installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no curves: pip install matplotlib draws them.")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
@@ -224,13 +230,12 @@ def draw(results: dict, path: Path) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tiny = "two small values each, to see that everything runs"
+    options = common.Options(__doc__, out="benchmarks/results/scaling.json", tiny=tiny)
     root = Path(__file__).resolve().parents[1]
     options.add_argument("--sweeps", default=",".join(SWEEPS))
     options.add_argument("--vocabulary", default=str(root / "codegen2_jax" / "pretrained" / "nano_t5"))
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--tiny", action="store_true", help="two small values each, to see that everything runs")
-    options.add_argument("--out", default="benchmarks/results/scaling.json")
     options.add_argument("--draw_only", action="store_true", help="the curves of --out once more")
     options.add_argument("--point", help=argparse.SUPPRESS)
     arguments = options.parse_args()
@@ -239,12 +244,17 @@ def main() -> None:
     names = arguments.sweeps.split(",")
     if unknown := [name for name in names if name not in SWEEPS]:
         raise SystemExit(f"error: --sweeps names {unknown}; there are {', '.join(SWEEPS)}.")
-    out = Path(arguments.out)
-    stored = json.loads(out.read_text()) if out.exists() else {}
-    results: dict[str, dict] = stored["sweeps"] if stored.get("tiny") == arguments.tiny else {}
+    out = arguments.out and Path(arguments.out)
+    stored = json.loads(out.read_text()) if out and out.exists() else {}
+    results: dict[str, dict] = stored.get("sweeps", {})
     if arguments.draw_only:
+        if not results:
+            where = f"in {out}" if out else "without --out"
+            raise SystemExit(f"error: --draw_only finds no sweeps {where}; measure first, or give their file by --out.")
         draw(results, out.with_suffix(".png"))
         return
+    if stored and stored.get("tiny") != arguments.tiny:
+        raise SystemExit(f"error: --out={out} holds {'full' if arguments.tiny else 'tiny'} sweeps; give another file.")
     print("| against | values | CPU seconds | MiB | slope of time | at the end | of memory | the work's own |")
     print("|---" * 8 + "|")
     for name in names:
@@ -258,12 +268,13 @@ def main() -> None:
         cells = [name, f"{points[0]['value']} - {points[-1]['value']}", " - ".join(span), " - ".join(sizes)]
         cells += [f"{found[key]:.2f}" for key in ("time", "time at the end", "memory")]
         print(f"| {' | '.join(cells)} | {own:.0f} |", flush=True)
-    results = {name: results[name] for name in SWEEPS if name in results}
-    contest.write(out, {"machine": contest.machine(2), "tiny": arguments.tiny, "sweeps": results})
-    try:
-        draw(results, out.with_suffix(".png"))
-    except ImportError:
-        print("no curves: pip install matplotlib draws them.")
+        in_order = {name: results[name] for name in SWEEPS if name in results}
+        report = {"machine": contest.machine(2), "tiny": arguments.tiny, "sweeps": in_order}
+        if out:  # after every sweep, so that a later point that fails takes nothing away
+            json_files.write(out, report)
+    common.write_report(arguments.out, report)
+    if out:
+        draw(in_order, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -184,26 +184,24 @@ def model_flops(config: Any, batch: dict, *, pool: bool = False) -> float:
     shapes = jax.eval_shape(model_of(config).init_params, jax.random.key(0))
     prompt = POOL["top_k"] * POOL["prompt_length"] if pool else 0
     products = description.model_flops(shapes, batch, prompt_tokens=prompt, backbone_trains=not pool)
-    rows, target = batch["targets_BT"].shape
-    inner = config.num_heads * config.head_dim
-    if "tokens_BT" in batch:
-        scores = config.num_layers * 2 * target * target * inner  # two products of T x T x width, half of each
-    else:
-        source = batch["inputs_BS"].shape[1] + prompt
-        scores = config.num_encoder_layers * 4 * source * source * inner
-        scores += config.num_decoder_layers * (2 * target * target + 4 * source * target) * inner
-    return products + 3.0 * rows * scores
+    return products + description.attention_flops(config, batch, prompt_tokens=prompt)
 
 
 def seconds_of(run: Callable[[], Any], *, rounds: int = 3, least: float = 0.0, repeats: int = 1) -> dict[str, float]:
-    """Wall and CPU seconds of one call, medians over rounds of `repeats` calls (more until `least` seconds passed)."""
+    """Wall and CPU seconds of one call, medians over rounds of `repeats` calls (more until `least` seconds passed).
+
+    What several calls in a round give must not be donated to the next one: it is waited for.
+    """
     import jax
 
     wall, cpu = [], []
     for _ in range(rounds):
-        start, used, count = time.perf_counter(), cpu_seconds(), 0
+        start, used, count, result = time.perf_counter(), cpu_seconds(), 0, None
         while count < repeats or time.perf_counter() - start < least:
-            result = run()
+            # Calls return before they are done: without the wait the clock would count what is only queued, and the
+            # round would last as long as the queue. One call behind, the device always has another to go on with.
+            previous, result = result, run()
+            jax.block_until_ready(previous)
             count += 1
         jax.block_until_ready(result)
         wall.append((time.perf_counter() - start) / count)

@@ -38,8 +38,9 @@ from codegen2_jax.errors import (
 
 INTERRUPTED = 130  # what shells report for SIGINT: 128 + 2
 PACKAGED = Path(__file__).resolve().parent.parent / "gin_configs"
-# Macros that say where things lie: no part of what a run computes, so they may differ between two starts of one run.
-PLACES = ("MODEL_DIR", "MESH", "AXES", *bindings.FROM_ENVIRONMENT)
+# Macros that say where things lie and how they are compiled: no part of what a run computes, so they may differ between
+# two starts of one run.
+PLACES = ("MODEL_DIR", "MESH", "AXES", "COMPILER_OPTIONS", *bindings.FROM_ENVIRONMENT)
 FLAGS = {
     "gin_file": (flags.DEFINE_multi_string, [], "A gin file; may be repeated, later files win."),
     "gin_bindings": (flags.DEFINE_multi_string, [], "'NAME = VALUE', in short --gin.NAME=VALUE; may be repeated."),
@@ -77,7 +78,7 @@ class Options:
     profile_steps: str | None
 
     def run_arguments(self) -> dict[str, tuple[int, int]]:
-        """What the flags add to a job's `run`; UserError for steps that are no range."""
+        """What the flags add to a job's `run`; UserError for steps that are no range, and where none are taken."""
         if self.profile_steps is None:
             return {}
         match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
@@ -85,6 +86,11 @@ class Options:
             raise UserError(
                 f"--profile_steps={self.profile_steps} is no range of steps; --profile_steps=10:15 traces 10 to 14."
             )
+        for name in ("print_config", "dry_run", "show_batch"):
+            if getattr(self, name):
+                raise UserError(
+                    f"--profile_steps={self.profile_steps} traces training steps, and --{name} takes none; drop one."
+                )
         return {"profile_steps": (int(match[1]), int(match[2]))}
 
 
@@ -94,6 +100,11 @@ def run(argv: list[str], usage: str, restart: bool = False) -> int:
     `usage` heads the --help text. `restart` allows the one restart of the process that the allocator settings need.
     """
     return guarded(lambda: _run(argv, usage, restart))
+
+
+def keep_programs() -> None:
+    """Has the next start find what this one compiles; for the doors that compile much, when they are the program."""
+    start_up.use_compilation_cache()
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,7 +155,6 @@ def _run(argv: list[str], usage: str, restart: bool) -> None:
     config = read(options)
     arguments = options.run_arguments()
     if restart and not (options.print_config or options.dry_run or options.show_batch):
-        start_up.use_compilation_cache()
         start_up.use_large_allocations()
     if not (options.print_config or options.show_batch):
         meeting = processes.Meeting(options.coordinator_address, options.num_processes, options.process_id)

@@ -50,4 +50,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    cli.keep_programs()
     sys.exit(main(sys.argv[1:]))

@@ -43,4 +43,5 @@ def _run(given: dict) -> None:
 
 
 if __name__ == "__main__":
+    cli.keep_programs()
     sys.exit(main(sys.argv[1:]))

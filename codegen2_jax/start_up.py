@@ -25,18 +25,28 @@ KEEP_ALLOCATOR = "CODEGEN2_JAX_KEEP_ALLOCATOR"
 
 
 def use_compilation_cache() -> None:
-    """Has JAX keep what it compiles between runs, unless JAX_COMPILATION_CACHE_DIR says where, or "" for nowhere.
+    """Has JAX keep all that it compiles between runs: where JAX_COMPILATION_CACHE_DIR says, and with "" nowhere.
 
-    A folder for each kind of processor: programs that were compiled for one may not run on another.
+    By default in the user's cache (a user without a home has none), in a folder for each kind of processor: programs
+    that were compiled for one may not run on another.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        try:
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs_folder())
+        except RuntimeError:
+            return
+    if os.environ["JAX_COMPILATION_CACHE_DIR"]:
+        # JAX leaves out what took it less than a second. A start has dozens of such programs, half of what it compiles.
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _programs_folder() -> Path:
+    """Raises RuntimeError where nothing says what the user's home is."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = caches / "codegen2_jax" / "xla_programs" / f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    return caches / "codegen2_jax" / "xla_programs" / f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
 
 
 def use_large_allocations() -> None:

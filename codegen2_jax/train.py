@@ -17,4 +17,5 @@ def main(argv: list[str], restart: bool = False) -> int:
 
 
 if __name__ == "__main__":
+    cli.keep_programs()
     sys.exit(main(sys.argv, restart=True))

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import runpy
 import shlex
 import subprocess
 import sys
@@ -323,20 +324,80 @@ def test_a_mistake_in_what_is_configured_names_file_and_line(command, text):
     assert err.count("\n") == 1 and err.startswith("error: ") and message in err
 
 
+@pytest.mark.parametrize("flag", ["print_config", "dry_run", "show_batch"])
+def test_steps_are_traced_only_where_steps_are_taken(command, flag):
+    code, out, err = command("--profile_steps=90000:90001", f"--{flag}")
+    assert (code, out) == (2, "")
+    assert err == f"error: --profile_steps=90000:90001 traces training steps, and --{flag} takes none; drop one.\n"
+
+
 def test_no_file_at_all_lists_the_run_files(command):
     code, _, err = command(gin_file=None)
     assert code == 2 and err.startswith("error: no --gin_file given; one of ") and "pp_tf.gin" in err
 
 
-def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
+PROGRAMS, LEAST = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+
+
+@pytest.fixture
+def unset(monkeypatch, tmp_path):
+    """An environment that says nothing of compiled programs; what is set in it is forgotten."""
+    for name in (PROGRAMS, LEAST):
+        monkeypatch.setenv(name, "")  # noted, so that it is put back
+        monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+
+
+def test_all_compiled_programs_are_kept(unset, tmp_path):
     start_up.use_compilation_cache()
-    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    assert folder.parent == tmp_path / "codegen2_jax" / "xla_programs"
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    assert Path(os.environ[PROGRAMS]).parent == tmp_path / "codegen2_jax" / "xla_programs"
+    assert os.environ[LEAST] == "0"
+
+
+def test_what_the_user_says_of_compiled_programs_stays(unset, monkeypatch):
+    monkeypatch.setenv(PROGRAMS, "/elsewhere")
     start_up.use_compilation_cache()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+    assert (os.environ[PROGRAMS], os.environ.pop(LEAST)) == ("/elsewhere", "0")
+    monkeypatch.setenv(LEAST, "2.5")
+    start_up.use_compilation_cache()
+    assert (os.environ[PROGRAMS], os.environ.pop(LEAST)) == ("/elsewhere", "2.5")
+    monkeypatch.setenv(PROGRAMS, "")
+    start_up.use_compilation_cache()
+    assert os.environ[PROGRAMS] == "" and LEAST not in os.environ
+
+
+def test_without_a_home_nothing_is_kept(unset, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    start_up.use_compilation_cache()
+    assert PROGRAMS not in os.environ and LEAST not in os.environ
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_every_command_that_compiles_much_keeps_its_programs(command, monkeypatch, unset, capsys):
+    """As the program of a process; called from another program it leaves the environment alone."""
+    monkeypatch.setattr(sys, "argv", [command, "--no_such_flag"])
+    door = str(Path(start_up.__file__).with_name(f"{command}.py"))
+    assert runpy.run_path(door)["main"]([command, "--no_such_flag"]) == 2
+    assert PROGRAMS not in os.environ
+    with pytest.raises(SystemExit):
+        runpy.run_path(door, run_name="__main__")
+    assert PROGRAMS in os.environ and os.environ[LEAST] == "0"
+
+
+def test_jax_reads_what_the_commands_set(program_environment, tmp_path):
+    program = (
+        "from codegen2_jax import cli\ncli.keep_programs()\nimport jax\n"
+        "print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)"
+    )
+    environment = {name: value for name, value in program_environment.items() if name not in (PROGRAMS, LEAST)}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    folder, seconds = done.stdout.split()
+    assert Path(folder).parent == tmp_path / "codegen2_jax" / "xla_programs" and float(seconds) == 0, done.stderr
 
 
 def test_an_unreadable_file(command):

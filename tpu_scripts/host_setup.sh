@@ -8,8 +8,7 @@ case "${1:-}" in
   --dry-run) shift && run() { echo "${@@Q}"; } ;;
   *) run() { "$@"; } ;;
 esac
-extras="$1" storage="$2" mount="$3"
-cd "$HOME"
+extras="$1" storage="$2" mount="$3" here="$(cd "$(dirname "$0")" && pwd)"; cd "$HOME"
 
 install_gcsfuse() {
   local keys=/usr/share/keyrings/cloud.google.asc list=/etc/apt/sources.list.d/gcsfuse.list
@@ -28,13 +27,14 @@ if [[ -n $storage ]] && ! mountpoint -q "$mount"; then
     run sudo mount -t nfs "$storage" "$mount"
   fi
 fi
-if kill -0 "$(cat .codegen2_jax_run/pid 2> /dev/null)" 2> /dev/null; then
-  echo "$(hostname): training runs, so its installation stays as it is." && exit 0
-fi
+if bash "$here/host_train.sh" running; then echo "$(hostname): training runs: its installation stays." && exit 0; fi
 stamp="$(sha256sum < codegen2_jax.tar.gz) $extras"
 if [[ $stamp == "$(cat venv/stamp 2> /dev/null)" ]]; then echo "$(hostname): this source is installed." && exit 0; fi
 command -v "$HOME/.local/bin/uv" > /dev/null || run sh -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'
-run mkdir -p codegen2_jax && run tar -xzf codegen2_jax.tar.gz -C codegen2_jax
+[[ ! -e codegen2_jax/.git ]] || { echo "error: ~/codegen2_jax is a checkout of your own: move it away." >&2; exit 2; }
+run rm -rf codegen2_jax.new; run mkdir codegen2_jax.new; run tar -xzf codegen2_jax.tar.gz -C codegen2_jax.new
+# Nothing that this source no longer has stays importable; until the last line, no source counts as installed.
+run rm -rf venv/stamp codegen2_jax; run mv codegen2_jax.new codegen2_jax
 [[ -x venv/bin/python ]] || run .local/bin/uv venv --python 3.11 venv
 run .local/bin/uv pip install --python venv/bin/python -c codegen2_jax/constraints.txt -e "codegen2_jax[$extras]"
 run sh -c "echo '$stamp' > venv/stamp"

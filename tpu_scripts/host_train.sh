@@ -3,11 +3,14 @@
 #   bash host_train.sh start ARGUMENTS    starts it, unless it runs
 #   bash host_train.sh follow             shows its log until it ends
 #   bash host_train.sh wait               waits until it ends and exits with its code; 75 = state saved, start again
+#   bash host_train.sh running            exits with 0 if it runs, else with 1
 #   bash host_train.sh --dry-run ...      prints the command
 set -euo pipefail
 home="$HOME/.codegen2_jax_run" dry_run=""
 if [[ ${1:-} == --dry-run ]]; then dry_run=1 && shift; fi
-running() { [[ -f $home/pid ]] && kill -0 "$(< "$home/pid")" 2> /dev/null; }
+# When a process began, in ticks since the machine did: later, or after a reboot, its number may be a stranger's.
+birth() { sed 's/.*) //' "/proc/$1/stat" 2> /dev/null | cut -d ' ' -f 20; }
+running() { [[ -f $home/pid ]] && read -r pid born < "$home/pid" && [[ $born && $born == "$(birth "$pid")" ]]; }
 
 case "${1:-}" in
   start)
@@ -21,16 +24,17 @@ case "${1:-}" in
     # shellcheck disable=SC2016
     nohup setsid bash -c 'trap : TERM INT; code=0; "${@:2}" || code=$?; echo "$code" > "$1/code"' \
       _ "$home" "${command[@]}" > "$home/log" 2>&1 < /dev/null &
-    echo $! > "$home/pid"
+    echo "$! $(birth $!)" > "$home/pid"
     echo "$(hostname): training started; its log is $home/log."
     ;;
   follow)
     [[ -f $home/pid ]] || { echo "error: nothing was started here." >&2 && exit 2; }
-    tail -n +1 --pid="$(< "$home/pid")" -f "$home/log"
+    if running; then tail -n +1 --pid="$pid" -f "$home/log"; else cat "$home/log"; fi
     ;;
   wait)
     while running; do sleep 1; done
     exit "$(cat "$home/code" 2> /dev/null || echo 137)" # no code: killed, or the machine was started anew
     ;;
+  running) running ;;
   *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;;
 esac

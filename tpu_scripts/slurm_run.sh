@@ -12,7 +12,9 @@ set -euo pipefail
 source "${TPU_SCRIPTS:-$(dirname "$0")}/settings.sh"
 export NAME="${NAME:-codegen2}" NODES="${NODES:-1}" GPUS="${GPUS:-8}" SHELL_SETUP="${SHELL_SETUP:-}" TPU_SCRIPTS="$here"
 export MODEL_DIR="${MODEL_DIR:-runs/$NAME}" # on the file system that all nodes share
-[[ $NODES$GPUS =~ ^[1-9][0-9]*$ ]] || die "NODES=$NODES and GPUS=$GPUS must be whole numbers above 0."
+for number in "$NODES" "$GPUS"; do
+  [[ $number =~ ^[1-9][0-9]*$ ]] || die "NODES=$NODES and GPUS=$GPUS must be whole numbers above 0."
+done
 ((${#TRAIN[@]})) || die "nothing to train: what training takes follows a lone --, as in -- --gin_file=pp_tf.gin"
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then

@@ -60,6 +60,7 @@ class Classification:
     limit: int | None = None
     mesh: dict[str, int] | None = None
     axes: dict[str, Any] | None = None
+    compiler_options: dict[str, Any] | None = None
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "eval_batch_size", "accumulation_steps"):

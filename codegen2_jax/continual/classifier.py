@@ -16,6 +16,7 @@ from codegen2_jax.data import converters
 from codegen2_jax.data.understanding import Question
 from codegen2_jax.errors import UserError
 from codegen2_jax.sharding import partitioning
+from codegen2_jax.sharding.compilation import jit_step
 from codegen2_jax.training import attention_choice, head_loss, initialisation
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.step import TrainState, make_train_step, merge_params, split_params, state_shardings
@@ -107,13 +108,12 @@ class Runtime:
         self._new_state = partitioning.init_sharded(new_state, self.shardings)
         options = {"seed": config.seed, "accumulation_steps": config.accumulation_steps}
         step = make_train_step(learner, optimizer, dropout=loaded.model.config.dropout_rate > 0, **options)
-        whole = partitioning.replicated(self.layout)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, whole))
+        self.train_step = jit_step(step, self.layout, self.shardings, config.compiler_options)
 
         def answer(trainable, batch):
             return jnp.argmax(learner.logits(merge_params(trainable, {}), batch), axis=-1)
 
-        self._answer = jax.jit(answer, out_shardings=whole)
+        self._answer = jax.jit(answer, out_shardings=partitioning.replicated(self.layout))
 
     def saved(self, state: TrainState, best: Any) -> dict:
         """The part of a run that a checkpoint holds."""

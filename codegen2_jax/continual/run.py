@@ -40,26 +40,25 @@ class Run:
         state, best, meta = self._restore()
         begins = meta["stage"] * total + (total if meta["trained"] else int(state.step))
         ends = {"begins": begins, "ends": self.num_stages * total, "traces": jax.process_index() == 0}
-        self.profile = Profile(profile_steps, self.directory, message=self.tracker.message, **ends)
         config = self.config
-        while meta["stage"] < self.num_stages:
-            if not meta["trained"]:
-                state, best = self._train(state, best, meta)
-            # The rest of the stage is a function of the checkpoint that `_train` left behind.
-            state = state.replace(trainable=best)
-            self._score(state, meta)
-            if config.replay is not None and not config.replay.with_current:
-                self._admit(meta)
-            meta |= {"stage": meta["stage"] + 1, "trained": False, **_start_of_stage(meta["examples_seen"])}
-            if meta["stage"] < self.num_stages:
-                if config.walk == "individual":
-                    state = self.setup.new_state()
-                state = self._open(state, meta)
-            best = _copy(state.trainable)
-            self._save(state, best, meta, step=0)
-            self._write(meta, complete=False)
-            raise_if_stopped(self.stop, config.model_dir)
-        self.profile.close()
+        with Profile(profile_steps, self.directory, message=self.tracker.message, **ends) as self.profile:
+            while meta["stage"] < self.num_stages:
+                if not meta["trained"]:
+                    state, best = self._train(state, best, meta)
+                # The rest of the stage is a function of the checkpoint that `_train` left behind.
+                state = state.replace(trainable=best)
+                self._score(state, meta)
+                if config.replay is not None and not config.replay.with_current:
+                    self._admit(meta)
+                meta |= {"stage": meta["stage"] + 1, "trained": False, **_start_of_stage(meta["examples_seen"])}
+                if meta["stage"] < self.num_stages:
+                    if config.walk == "individual":
+                        state = self.setup.new_state()
+                    state = self._open(state, meta)
+                best = _copy(state.trainable)
+                self._save(state, best, meta, step=0)
+                self._write(meta, complete=False)
+                raise_if_stopped(self.stop, config.model_dir)
         results.show(self.tracker, self._write(meta, complete=True))
 
     # ---------------------------------------------------------------------------------------------------- stages

@@ -17,6 +17,7 @@ from codegen2_jax.continual.stream_tasks import left_out, open_tasks
 from codegen2_jax.data import cache, converters, loader
 from codegen2_jax.evaluation import runner
 from codegen2_jax.sharding import partitioning
+from codegen2_jax.sharding.compilation import jit_step
 from codegen2_jax.training import attention_choice, initialisation, ordered_reduction
 from codegen2_jax.training.step import (
     Learner,
@@ -238,15 +239,19 @@ class Setup:
             dropout=self.model.config.dropout_rate > 0,
         )
         whole = partitioning.replicated(self.layout)
-        jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(self.state_shardings, whole))
         count, replayed = config.accumulation_steps, 0
         if config.replay is not None:
             replayed = config.replay.rows_per_step(config.batch_size)
         joined = replayed if config.replay is not None and config.replay.schedule == "interleaved" else 0
         in_parts = self._in_parts(config.batch_size // count, (config.batch_size + joined) // count)
-        self.train_step = jit(make(accumulation_steps=count, in_parts=in_parts))
-        self.replay_step = jit(make(advance=False, in_parts=self._in_parts(replayed or config.batch_size)))
-        self.loss_step = jax.jit(make_loss_step(self.learner), out_shardings=partitioning.replicated(self.layout))
+        steps = (
+            make(accumulation_steps=count, in_parts=in_parts),
+            make(advance=False, in_parts=self._in_parts(replayed or config.batch_size)),
+        )
+        self.train_step, self.replay_step = (
+            jit_step(step, self.layout, self.state_shardings, config.compiler_options) for step in steps
+        )
+        self.loss_step = jax.jit(make_loss_step(self.learner), out_shardings=whole)
         self._loss_step_without_prompt = self.loss_step
         if config.prompt is not None:  # compiled when it is first called: for the row before training
             without = dataclasses.replace(self.learner, prompt=None)

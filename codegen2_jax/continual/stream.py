@@ -19,7 +19,7 @@ from codegen2_jax.continual.setup import Setup
 from codegen2_jax.continual.stream_tasks import SPLITS, is_cached, open_tasks
 from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
-from codegen2_jax.training import run_directory
+from codegen2_jax.training import profiling, run_directory
 from codegen2_jax.training.ahead_of_time import Built, placed
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.head_loss import check_blocks
@@ -65,6 +65,7 @@ class ContinualLearning:
       ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
         number of devices that divides it (training/ordered_reduction.py); 0: as the compiler likes.
       mesh, axes: where arrays lie, as `partitioning.make_layout` takes them; no part of what is computed.
+      compiler_options: of XLA, for the training step (sharding/compilation.py).
     """
 
     model_dir: str
@@ -102,6 +103,7 @@ class ContinualLearning:
     ordered_reduction: int = 0
     mesh: dict[str, int] | None = None
     axes: dict[str, Any] | None = None
+    compiler_options: dict[str, Any] | None = None
 
     def __post_init__(self):
         counts = ("steps_per_task", "batch_size", "accumulation_steps", "evaluations_per_task", "num_shapes")
@@ -158,7 +160,9 @@ class ContinualLearning:
             finished = run_directory.finished(directory, digest)
             if finished is not None:
                 self.check_finished(finished, directory)
-                tracker.message(f"{self.model_dir} is finished; its results are in {directory / 'scores.json'}.")
+                where = directory / "scores.json"
+                nothing = profiling.none_left(profile_steps)
+                tracker.message(f"{self.model_dir} is finished; its results are in {where}.{nothing}")
                 results.show(tracker, finished)
                 return
             with Checkpointer(directory / "checkpoints") as checkpoints, StopSignal() as stop:
@@ -209,6 +213,7 @@ class ContinualLearning:
             learner=setup.learner,
             prompt_tokens=self.prompt.num_tokens if self.prompt is not None else 0,
             accumulation_steps=self.accumulation_steps,
+            compiler_options=self.compiler_options,
         )
 
     def dry_run(self) -> None:

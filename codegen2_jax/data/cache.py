@@ -18,7 +18,6 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_module
 
 from codegen2_jax.data.vocabulary import Vocabulary
 from codegen2_jax.errors import UserError
@@ -75,6 +74,8 @@ def write_split(
 
 def write_part(path: Path, records: Iterable[Mapping]) -> list[tuple[int, int]]:
     """Writes one shard under a passing name; returns the source and target length of every record."""
+    from array_record.python import array_record_module  # as in CachedSplit
+
     writer, lengths = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS), []
     for record in records:
         writer.write(pack(record))
@@ -137,6 +138,9 @@ class CachedSplit:
     """
 
     def __init__(self, directory: Path, split: str, info: dict):
+        # Imported late: who works on records held in memory imports this module as well, and may lack the library.
+        from array_record.python import array_record_module
+
         entry = info["splits"][split]
         self.task, self.split, self.info, self.digest = info["task"], split, info, entry["sha256"]
         self.has_targets: bool = info["has_targets"][split]

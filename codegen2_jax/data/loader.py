@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-import grain
 import numpy as np
 
 from codegen2_jax.data import converters
@@ -39,6 +38,8 @@ class _Batches:
 
     def iterator(self, *, num_threads: int = 2, prefetch: int = 4):
         """An endless Grain iterator: `next`, `get_state` (JSON-able), `set_state` (exact), `close`."""
+        import grain  # only reading ahead needs it; batches by number are made without
+
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         return iter(grain.MapDataset.source(_Endless(self.batch)).to_iter_dataset(options))
 

@@ -122,18 +122,24 @@ def attend(implementation: str, q_BTGRH, k_BTGH, v_BTGH, mask) -> jax.Array:
     B, T, G, R, H = q_BTGRH.shape
     q_BTNH = q_BTGRH.reshape(B, T, G * R, H)
     if implementation == "cudnn":
-        mixed_BTNH = jax.nn.dot_product_attention(
-            q_BTNH,
-            k_BTGH,
-            v_BTGH,
-            mask=mask.mask_B1TT,
-            scale=1.0,
-            is_causal=mask.causal,
-            implementation="cudnn",
-        )
+        mixed_BTNH = _cudnn(q_BTNH, k_BTGH, v_BTGH, mask)
     else:
         mixed_BTNH = _splash(q_BTNH, k_BTGH, v_BTGH, mask)
     return mixed_BTNH.reshape(B, T, G, R, H)
+
+
+def _cudnn(q_BTNH, k_BTGH, v_BTGH, mask: Dense):
+    """cuDNN's flash attention, whose backward pass takes an even number of positions only: one behind all may join."""
+    length = q_BTNH.shape[1]
+    room = length % 2
+    q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q_BTNH, k_BTGH, v_BTGH))
+    mask_B1TT = mask.mask_B1TT
+    if mask_B1TT is not None:
+        mask_B1TT = jnp.pad(mask_B1TT, ((0, 0), (0, 0), (0, room), (0, room)))
+    mixed_BTNH = jax.nn.dot_product_attention(
+        q, k, v, mask=mask_B1TT, scale=1.0, is_causal=mask.causal, implementation="cudnn"
+    )
+    return mixed_BTNH[:, :length]
 
 
 # ------------------------------------------------------------------------------------------------------------- splash
@@ -200,8 +206,11 @@ def per_device(function: Callable, in_axes: Sequence[tuple], out_axes: tuple) ->
 # ------------------------------------------------------------------------------------------------------------- choice
 
 
-def refusal(implementation: str, platform: str, *, config) -> str | None:
-    """Why a decoder of this configuration cannot be computed so on a platform ("cpu", "gpu", "tpu"), or None."""
+def refusal(implementation: str, platform: str, *, config, length_parts: int = 1) -> str | None:
+    """Why a decoder of this configuration cannot be computed so on a platform ("cpu", "gpu", "tpu"), or None.
+
+    length_parts: devices among which the positions inside a block are cut.
+    """
     if implementation == "xla":
         return None
     if KERNEL_OF.get(platform) != implementation:
@@ -215,19 +224,21 @@ def refusal(implementation: str, platform: str, *, config) -> str | None:
         return f"has heads of multiples of 8 up to 256, and the model's are {config.head_dim} wide"
     if implementation == "splash" and config.prefix_lm:
         return "has no prefix of a length of its own in each document (prefix_lm)"
+    if length_parts > 1:  # each of them would compute all queries
+        return f"computes whole rows, and AXES cuts their positions ('length') among {length_parts} devices"
     return None
 
 
-def choose(config, platform: str) -> tuple[str, str]:
+def choose(config, platform: str, length_parts: int = 1) -> tuple[str, str]:
     """(implementation, why) for the configuration's `attention`; UserError where what it names cannot be."""
     asked = config.attention
     if asked != "auto":
-        reason = refusal(asked, platform, config=config)
+        reason = refusal(asked, platform, config=config, length_parts=length_parts)
         if reason is not None:
             raise UserError(f"ATTENTION={asked!r} {reason}; use 'auto' or 'xla'.")
         return asked, "asked for"
     kernel = KERNEL_OF.get(platform)
     if kernel is None:
         return "xla", f"there is no other on a {platform.upper()}"
-    reason = refusal(kernel, platform, config=config)
+    reason = refusal(kernel, platform, config=config, length_parts=length_parts)
     return (kernel, f"the kernel of a {platform.upper()}") if reason is None else ("xla", f"{kernel} {reason}")

@@ -139,8 +139,21 @@ class Program:
         return [one.name for one, _, _ in self.runs() if one.opcode == "while" and self.trips(one) is None]
 
     def collectives(self) -> list[Collective]:
-        """All collectives; one that XLA split into a start and an end counts once."""
-        return [self._collective(*found) for found in self.runs() if _kind(found[0]) is not None]
+        """All collectives; one that XLA split counts once, into a start and an end or into a chain of fusions.
+
+        In a chain each fusion holds the whole instruction, under one channel, and moves a part of it.
+        """
+        found, chained = [], set()
+        for one, times, fused in self.runs():
+            if _kind(one) is None:
+                continue
+            channel = re.search(r"channel_id=(\d+)", one.attributes)
+            if fused and channel and "chain_id=" in one.attributes:
+                if channel[1] in chained:
+                    continue
+                chained.add(channel[1])
+            found.append(self._collective(one, times, fused))
+        return found
 
     def _collective(self, one: Instruction, times: float, fused: bool) -> Collective:
         kind, group = _kind(one), self._group(one)
@@ -171,10 +184,10 @@ class Program:
             return len(listed[1].split(","))
         return self.devices
 
-    def count_calls(self, target: str) -> int:
-        """Custom calls of this name, the body of a loop taken once."""
-        name = f'custom_call_target="{target}"'
-        return sum(one.opcode == "custom-call" and name in one.attributes for one, _, _ in self.runs(once=True))
+    def count_calls(self, *targets: str) -> int:
+        """Custom calls of these names, the body of a loop taken once."""
+        calls = [one.attributes for one, _, _ in self.runs(once=True) if one.opcode == "custom-call"]
+        return sum(f'custom_call_target="{target}"' in call for call in calls for target in targets)
 
     def flops(self, *, once: bool = False) -> float:
         """FLOPs of all matrix products (`dot`, and `convolution`, which TPUs make of it), 2 for a multiply and add.

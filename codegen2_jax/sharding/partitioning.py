@@ -162,10 +162,14 @@ class Layout:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding("an activation", logical_axes, x.shape))
 
+    def parts(self, logical_axis: str) -> int:
+        """Parts into which a dimension of this meaning is cut."""
+        return math.prod(self.mesh.shape[axis] for axis in _parts(dict(self.rules)[logical_axis]))
+
     @property
     def batch_parts(self) -> int:
         """Parts into which the rows of a batch are cut."""
-        return math.prod(self.mesh.shape[axis] for axis in _parts(dict(self.rules)["batch"]))
+        return self.parts("batch")
 
     def check_rows(self, what: str, rows: int) -> None:
         """Raises UserError when so many rows do not divide among the devices."""

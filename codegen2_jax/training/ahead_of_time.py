@@ -30,7 +30,7 @@ class Built:
     """A job's step for some devices, nothing of it compiled.
 
     train_step: jitted as the run jits it. state, batch: shapes with shardings. prompt_tokens: vectors before a source.
-    accumulation_steps: parts that a batch is computed in.
+    accumulation_steps: parts that a batch is computed in. compiler_options: of XLA, for the step.
     """
 
     train_step: Any
@@ -40,6 +40,7 @@ class Built:
     learner: Learner
     prompt_tokens: int = 0
     accumulation_steps: int = 1
+    compiler_options: Mapping[str, Any] | None = None
 
     @property
     def config(self) -> Any:
@@ -53,7 +54,7 @@ class Built:
     def model_flops(self) -> float:
         """FLOPs that one step needs by the model's formula, on all chips together; see training/description.py."""
         options = {"prompt_tokens": self.prompt_tokens, "backbone_trains": "model" in self.state.trainable}
-        attention = attention_flops(self.config, self.batch, **options)
+        attention = attention_flops(self.config, self.batch, prompt_tokens=self.prompt_tokens)
         return model_flops(self.params["model"], self.batch, **options) + attention
 
 
@@ -183,6 +184,7 @@ def header(built: Built, topology: topologies.Topology) -> dict[str, Any]:
             "jaxlib": jaxlib.__version__,
             "libtpu": importlib.metadata.version("libtpu"),
         },
+        "compiler_options": dict(built.compiler_options or {}),
         "compiler_flags": os.environ.get("LIBTPU_INIT_ARGS", ""),
     }
 

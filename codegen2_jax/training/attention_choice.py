@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from typing import Any
 
 import jax
@@ -15,26 +16,30 @@ from codegen2_jax.sharding import partitioning
 
 # As a part of the largest value: the rounding of bfloat16 products leaves about a hundredth, a wrong mask or scale all.
 TOLERANCE = 0.03
+# XLA's side of the trial holds all scores of a row at once, on one device: 1 GiB for 16 heads of so many positions.
+LONGEST_TRIAL = 2048
 logger = logging.getLogger(__name__)
 
 
 def resolved(model: Any, layout: partitioning.Layout, *, length: int, cut: bool = True) -> Any:
-    """The model with its attention chosen for the layout's devices, tried at `length` positions, and cut among them.
+    """The model with its attention chosen for the layout's devices, tried, and cut among them.
+
+    length: positions that it is tried at; of more than `LONGEST_TRIAL` as many fewer as leave the kernel's tiles as
+    they are.
 
     cut: False where the step is cut by hand already, and the model sees one device's rows.
 
-    What was asked for and cannot be, or differs from XLA's, is a UserError; what "auto" chose and differs gives way to
-    XLA's. On devices that are not here (ahead-of-time compilation) nothing is tried.
+    What was asked for and cannot be, or differs from XLA's, is a UserError; where that befalls what "auto" chose, it
+    gives way to XLA's. On devices that are not here (ahead-of-time compilation) nothing is tried.
     """
     asked, platform = model.config.attention, layout.mesh.devices.flat[0].platform
-    name, why = attention_kernels.choose(model.config, platform)
+    name, why = attention_kernels.choose(model.config, platform, layout.parts("length"))
     if name != "xla" and platform == jax.default_backend():
-        difference = self_check(model.config, name, length)
-        differs = f"attention {name} differs from xla by {difference:.2e} of the largest value, limit {TOLERANCE}"
-        if not difference <= TOLERANCE:
+        fault, difference = _tried(model.config, name, length)
+        if fault:
             if asked != "auto":
-                raise UserError(f"{differs}; set ATTENTION='xla' and report the versions.")
-            logger.warning("%s; going on with xla.", differs)
+                raise UserError(f"{fault}; set ATTENTION='xla' and report the versions.")
+            logger.warning("%s; going on with xla.", fault)
             name = "xla"
         else:
             logger.info("attention: %s (%s); differs from xla by %.1e of the largest value.", name, why, difference)
@@ -44,6 +49,22 @@ def resolved(model: Any, layout: partitioning.Layout, *, length: int, cut: bool 
     if cut and name == "splash" and layout.mesh.size > 1:
         model = dataclasses.replace(model, split=partitioning.splitter(layout))
     return model
+
+
+def _tried(config: Any, name: str, length: int) -> tuple[str, float]:
+    """(what is wrong with an attention on this machine, or nothing; its difference from XLA's)."""
+    tile = attention_kernels.LARGEST_TILE
+    if length > LONGEST_TRIAL:
+        length = LONGEST_TRIAL - tile + length % tile
+    try:
+        difference = self_check(config, name, length)
+    # What JAX and XLA raise for an older GPU, another maker's, a missing library, or too little memory.
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        return f"attention {name} does not run here ({reason})", math.nan
+    if difference <= TOLERANCE:
+        return "", difference
+    return f"attention {name} differs from xla by {difference:.2e} of the largest value, limit {TOLERANCE}", difference
 
 
 def self_check(config: Any, implementation: str, length: int) -> float:

@@ -44,10 +44,11 @@ def model_flops(params_shapes: Any, batch: dict, *, prompt_tokens: int, backbone
     return forward * (3 if backbone_trains else 2)
 
 
-def attention_flops(config: Any, batch: dict, *, prompt_tokens: int, backbone_trains: bool) -> float:
+def attention_flops(config: Any, batch: dict, *, prompt_tokens: int = 0) -> float:
     """FLOPs of one step in attention's two products (queries with keys, weights with values), which have no weights.
 
-    4 FLOPs for each channel of each pair of a query and a key forward, twice that backward. Of a causal attention the
+    4 FLOPs for each channel of each pair of a query and a key forward, twice that backward: both factors of a product
+    are activations, whose gradients a prompt needs too, though no weight trains. Of a causal attention the
     visible half counts, and of a pair's source and target all that a decoder sees.
     """
     rows, target = batch["targets_BT"].shape
@@ -57,7 +58,7 @@ def attention_flops(config: Any, batch: dict, *, prompt_tokens: int, backbone_tr
         pairs = config.num_layers * (source + target) ** 2 / 2
     else:
         pairs = config.num_encoder_layers * source**2 + config.num_decoder_layers * (target**2 / 2 + source * target)
-    return 4.0 * rows * width * pairs * (3 if backbone_trains else 2.0)
+    return 3 * 4.0 * rows * width * pairs
 
 
 def describe_step(

@@ -63,6 +63,7 @@ def advice_without_program(record: Mapping[str, Any]) -> list[str]:
 def table(record: Mapping[str, Any]) -> str:
     """A record to read."""
     memory, seconds, flops = record["memory"], record["seconds"], record["flops_per_chip"]
+    given = record["compiler_options"]
     mesh = " x ".join(f"{axis} {size}" for axis, size in record["mesh"].items())
     batch = f"{record['rows']} rows, {record['tokens_per_step']:,} tokens"
     if record["accumulation_steps"] > 1:
@@ -73,6 +74,7 @@ def table(record: Mapping[str, Any]) -> str:
         ("topology", f"{record['topology']}, {record['chips']} chips, mesh {mesh}"),
         ("parameters", f"{record['parameters']:,} ({record['trainable_parameters']:,} trained)"),
         ("batch", f"{batch}; remat {record['remat']}, computed in {record['dtype']}"),
+        *((("compiler", ", ".join(f"{name} = {value}" for name, value in given.items())),) if given else ()),
         ("", ""),
         ("memory per chip", f"{gib(memory['total'])} of {gib(memory['chip'])} ({used:.0%})"),
         ("  arguments", f"{gib(memory['arguments'])}, of them weights {gib(state['parameters'])}, "

@@ -41,7 +41,7 @@ class Head(NamedTuple):
 class HeadLoss(NamedTuple):
     """Float32 scalars, summed over true tokens.
 
-    objective: cross-entropy + z_weight * z, whose gradient is exact; the others carry none through the blocks.
+    objective: cross-entropy + z_weight * z, whose gradient is exact; the others carry none.
     """
 
     objective: jax.Array
@@ -72,7 +72,7 @@ def head_loss(x_BTD, head: Head, targets_BT, loss_mask_BT, *, z_weight: float = 
     loss, tokens = losses.cross_entropy(logits_BTV, targets_BT, loss_mask_BT)
     correct = losses.token_accuracy(logits_BTV, targets_BT, loss_mask_BT)
     objective = loss + z_weight * losses.z_loss(logits_BTV, loss_mask_BT) if z_weight else loss
-    return HeadLoss(objective, loss, correct, tokens)
+    return HeadLoss(objective, jax.lax.stop_gradient(loss), correct, tokens)
 
 
 def plain_logits(x_BTD, head: Head) -> jax.Array:

@@ -80,7 +80,7 @@ class PackedDocuments:
         if self.sequence_length > config.max_positions:
             raise UserError(
                 f"sequence_length={self.sequence_length} exceeds the model's max_positions={config.max_positions}; "
-                "shorten the windows."
+                "shorten SEQUENCE_LENGTH, or give a model that starts from scratch more positions."
             )
         names = [source.task for source in self.sources]
         if len(set(names)) < len(names) or not names:

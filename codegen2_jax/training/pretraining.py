@@ -16,7 +16,8 @@ from codegen2_jax import json_files, processes
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.sharding import partitioning
-from codegen2_jax.training import attention_choice, initialisation, ordered_reduction, run_directory
+from codegen2_jax.sharding.compilation import jit_step
+from codegen2_jax.training import attention_choice, initialisation, ordered_reduction, profiling, run_directory
 from codegen2_jax.training.ahead_of_time import Built, placed
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.head_loss import check_blocks
@@ -45,6 +46,7 @@ class Pretraining:
       ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
         number of devices that divides it (ordered_reduction.py); 0: as the compiler likes.
       mesh, axes: where arrays lie, as `partitioning.make_layout` takes them; no part of what is computed.
+      compiler_options: of XLA, for the training step (sharding/compilation.py).
     """
 
     model_dir: str
@@ -60,6 +62,7 @@ class Pretraining:
     loss_blocks: int | None = None
     mesh: dict[str, int] | None = None
     axes: dict[str, Any] | None = None
+    compiler_options: dict[str, Any] | None = None
     evaluate_every: int = 250
     evaluation_batches: int = 8
     save_every: int = 250
@@ -92,7 +95,8 @@ class Pretraining:
                 self._run(directory, config_text, digest, profile_steps)
             else:
                 if processes.is_first():
-                    print(f"{directory} is finished; its results are in {directory / run_directory.SCORES_FILE}.")
+                    where = directory / run_directory.SCORES_FILE
+                    print(f"{directory} is finished; its results are in {where}.{profiling.none_left(profile_steps)}")
 
     def _run(self, directory: Path, config_text: str, digest: str, profile_steps: tuple[int, int] | None) -> None:
         loaded = self.source.load()
@@ -116,7 +120,7 @@ class Pretraining:
             profile = Profile(profile_steps, directory, message=tracker.message, **ends)
             self.data.examine(directory, loaded, tracker.message)
             clock, began = Clock(), time.time() - meta["wall_seconds"]
-            with tracker.progress("pretraining", self.num_steps, first=step) as progress:
+            with profile, tracker.progress("pretraining", self.num_steps, first=step) as progress:
                 while step < self.num_steps:
                     until = min(_next(step, self.evaluate_every), _next(step, self.save_every), self.num_steps)
                     state, step = run_steps(
@@ -140,7 +144,6 @@ class Pretraining:
                     meta["wall_seconds"] = time.time() - began
                     checkpoints.save(step, runtime.saved(state), {**meta, "data": iterator.get_state()})
                     raise_if_stopped(stop, self.model_dir)
-            profile.close()
             record = {"complete": True, "config_digest": digest, **self._record(loaded, step, meta)}
             self._export(loaded, state, record)
             tracker.message(f"exported to {self._export_path()}")
@@ -185,6 +188,7 @@ class Pretraining:
             layout=runtime.layout,
             learner=runtime.learner,
             accumulation_steps=self.accumulation_steps,
+            compiler_options=self.compiler_options,
         )
 
     def dry_run(self) -> None:
@@ -271,8 +275,7 @@ class _Runtime:
             z_loss=config.z_loss,
             in_parts=in_parts,
         )
-        whole = partitioning.replicated(self.layout)
-        self.train_step = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, whole))
+        self.train_step = jit_step(step, self.layout, self.state_shardings, config.compiler_options)
 
         def loss(params, batch):
             found, _ = learner.losses(params, {}, batch, batch["loss_mask_BT"], selection="pool")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -11,21 +12,26 @@ from codegen2_jax.errors import UserError
 FOLDER = "profile"
 
 
-def check(steps: tuple[int, int] | None, *, begins: int = 0, ends: int) -> None:
-    """Raises UserError for steps that a run from `begins` to `ends` does not take."""
+def check(steps: tuple[int, int] | None, *, ends: int) -> None:
+    """Raises UserError for steps behind the last of a run of `ends` steps."""
+    if steps is not None and steps[1] > ends:
+        asked = f"profile_steps={steps[0]}:{steps[1]}"
+        raise UserError(f"{asked} ends behind the run's last step, {ends}; choose steps in 0:{ends}.")
+
+
+def none_left(steps: tuple[int, int] | None) -> str:
+    """For the end of what a finished run says: that nothing was traced, where that was asked for."""
     if steps is None:
-        return
-    asked = f"profile_steps={steps[0]}:{steps[1]}"
-    if steps[1] > ends:
-        raise UserError(f"{asked} ends behind the run's last step, {ends}; choose steps in {begins}:{ends}.")
-    if steps[0] < begins:
-        raise UserError(f"{asked} begins before step {begins}, where this run continues; choose later ones.")
+        return ""
+    return f" profile_steps={steps[0]}:{steps[1]}: no step is left, so nothing was traced; give another --model_dir."
 
 
 class Profile:
     """Traces steps `first` up to, not including, `last` of a run into `directory`/profile; None: no steps.
 
-    Steps count from 0 along the whole run. Raises UserError for steps that the run does not take any more.
+    Entered around the steps, so that a run that ends among them, whatever the reason, keeps what was traced. Steps
+    count from 0 along the whole run. Raises UserError for steps behind the last; where those asked for have begun
+    before a run continues, it says so and traces none, so that the same command continues a run that was stopped.
 
     Args:
         steps: (first, last).
@@ -45,7 +51,19 @@ class Profile:
     ):
         self._steps, self._message, self._running = steps if traces else None, message, False
         self._directory = Path(directory) / FOLDER
-        check(steps, begins=begins, ends=ends)
+        check(steps, ends=ends)
+        if self._steps is not None and self._steps[0] < begins:
+            first, last = self._steps
+            message(f"profile_steps={first}:{last}: the run continues at step {begins}; these are not traced.")
+            self._steps = None
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def before(self, step: int) -> None:
         """Call it before step number `step` begins."""

@@ -117,6 +117,8 @@ def test_every_backend_has_its_kernel_and_the_rest_is_refused():
             choose(dataclasses.replace(config, attention="cudnn"), platform)
     with pytest.raises(UserError, match="'splash' needs a TPU"):
         choose(dataclasses.replace(CONFIG, attention="splash"), "cpu")
+    name, why = choose(dataclasses.replace(half, attention="auto"), "tpu", 8)
+    assert name == "xla" and "cuts their positions ('length') among 8 devices" in why
     with pytest.raises(UserError, match="prefix_lm"):
         choose(dataclasses.replace(CONFIG, attention="splash", prefix_lm=True), "tpu")
 
@@ -162,3 +164,54 @@ def test_a_policy_keeps_what_its_name_says():
     assert shapes["none"].count(wide) <= 3
     with pytest.raises(UserError, match="remat='ful'.*'full'"):
         dataclasses.replace(CONFIG, remat="ful")
+
+
+@pytest.fixture
+def cudnn_in_name(monkeypatch):
+    """cuDNN's call, computed by XLA: what surrounds it runs without a GPU."""
+    right = jax.nn.dot_product_attention
+    lengths = []
+
+    def stand_in(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn"
+        lengths.append(q.shape[1])
+        return right(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    return lengths
+
+
+@pytest.mark.parametrize("name", ["causal", "documents apart", "prefix"])
+def test_cudnn_is_given_an_even_number_of_positions(name, cudnn_in_name):
+    """Its backward pass takes no other; a window without its last token has one less than a power of two."""
+    q, k, v = (x[:, : T - 1] for x in drawn()[0])
+    gradient = jnp.asarray(drawn()[1][:, : T - 1])
+    segments = None if VISIBLE[name].segments_BT is None else SEGMENTS_BT[:, : T - 1]
+    visible = VISIBLE[name].replace(valid_BT=VISIBLE[name].valid_BT[:, : T - 1], segments_BT=segments)
+    own, other = (computed(kernel, visible, (q, k, v), gradient) for kernel in ("cudnn", "xla"))
+    assert set(cudnn_in_name) == {T}
+    for one, reference in zip(own, other, strict=True):
+        np.testing.assert_allclose(one, reference, atol=2e-5)
+
+
+def test_a_kernel_that_cannot_run_gives_way(monkeypatch, caplog):
+    """cuDNN is missing here, as it is on another maker's GPU."""
+    monkeypatch.setitem(attention_kernels.KERNEL_OF, "cpu", "cudnn")
+    layout = partitioning.make_layout(devices=jax.devices()[:1])
+    half = dataclasses.replace(CONFIG, dtype="bfloat16", attention="auto")
+    assert attention_choice.resolved(DecoderOnly(half), layout, length=T).config.attention == "xla"
+    assert "attention cudnn does not run here" in caplog.text and "going on with xla" in caplog.text
+    asked = DecoderOnly(dataclasses.replace(half, attention="cudnn"))
+    with pytest.raises(UserError, match="attention cudnn does not run here .*; set ATTENTION='xla'"):
+        attention_choice.resolved(asked, layout, length=T)
+
+
+def test_a_long_context_is_tried_at_a_part_of_it(monkeypatch):
+    """Of the same remainder by the kernel's tiles; all scores of 32,768 positions would not fit a device."""
+    tried = []
+    monkeypatch.setattr(attention_choice, "self_check", lambda config, name, length: tried.append(length) or 0.0)
+    monkeypatch.setitem(attention_kernels.KERNEL_OF, "cpu", "splash")
+    layout = partitioning.make_layout(devices=jax.devices()[:1])
+    for length in (300, 2048, 32767, 32768):
+        attention_choice.resolved(DecoderOnly(dataclasses.replace(CONFIG, attention="auto")), layout, length=length)
+    assert tried == [300, 2048, 2047, 1536]

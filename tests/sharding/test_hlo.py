@@ -36,6 +36,7 @@ ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
   %moved = (bf16[8,128]{1,0}, bf16[8,128]{1,0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}
   %arrived = bf16[8,128]{1,0} collective-permute-done(%moved)
   %view = bf16[8,128]{1,0} custom-call(%x), custom_call_target="ConcatBitcast"
+  %begins = s32[]{:S(2)} custom-call(), custom_call_target="PrepareAsyncCallStart"
   ROOT %result = bf16[8,128]{1,0} get-tuple-element(%loop), index=1
 }
 """
@@ -47,6 +48,38 @@ def test_a_loop_counts_as_often_as_it_runs():
     by_kind = {one.kind: one for one in program.collectives()}
     assert by_kind["all-gather"].count == by_kind["reduce-scatter"].count == 5  # from 0 to 10 in twos
     assert program.count_calls("ConcatBitcast") == 1
+    assert program.count_calls(*estimates.UNMODELLED) == 2
+
+
+CHAIN = """HloModule jit_step, is_scheduled=true
+
+%starts (a: bf16[8,128]) -> bf16[64,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %first = bf16[64,128]{1,0} all-gather(%a), channel_id=7, replica_groups=[8,8]<=[64], chain_id="1"
+}
+
+%goes_on (b: bf16[8,128]) -> bf16[64,128] {
+  %b = bf16[8,128]{1,0} parameter(0)
+  ROOT %second = bf16[64,128]{1,0} all-gather(%b), channel_id=7, replica_groups=[8,8]<=[64], chain_id="1"
+}
+
+%another (c: bf16[8,128]) -> bf16[64,128] {
+  %c = bf16[8,128]{1,0} parameter(0)
+  ROOT %third = bf16[64,128]{1,0} all-gather(%c), channel_id=8, replica_groups=[8,8]<=[64], chain_id="2"
+}
+
+ENTRY %main (x: bf16[8,128]) -> bf16[64,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %one = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%starts
+  %two = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%goes_on
+  ROOT %three = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%another
+}
+"""
+
+
+def test_a_chain_of_fusions_is_one_collective():
+    found = hlo.read(CHAIN, devices=64).collectives()
+    assert [(one.kind, one.count, one.payload, one.overlaps) for one in found] == [("all-gather", 1, 16384, True)] * 2
 
 
 def test_bytes_of_collectives():

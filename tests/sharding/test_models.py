@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from codegen2_jax import cli
 from codegen2_jax.decoding.generate import generate
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.codegen import CodeGenConfig
@@ -134,3 +135,14 @@ def test_a_sequence_that_does_not_divide_is_the_users_error():
     message = "'sequence' of size 12 does not divide by mesh axis 'model' of size 8; .* AXES = {'sequence': None}"
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda x: layout.constrain(x, ("batch", "sequence")), jnp.zeros((2, 12)))
+
+
+def test_the_fragment_for_long_contexts_fits_a_model_from_scratch():
+    """Its step lowers on eight devices, with rows longer than the model's own limit."""
+    files = ("pretraining/codegen2.gin", "models/tiny_codegen.gin", "scale/long_context.gin")
+    values = {"MESH": {"fsdp": 8}, "SEQUENCE_LENGTH": 4097, "BATCH_SIZE": 1, "NUM_STEPS": 1, "LEARNING_RATE": 0.1}
+    arguments = [f"--gin_file={name}" for name in files]
+    arguments += [f"--gin.{name}={value}" for name, value in (values | {"WARMUP_STEPS": 1}).items()]
+    built = cli.describe(["train", *arguments])[0].built_for(jax.devices())
+    assert built.batch["tokens_BT"].shape == (1, 4096) and built.config.attention == "xla"
+    built.train_step.lower(built.state, built.batch)

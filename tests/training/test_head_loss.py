@@ -52,6 +52,14 @@ def test_values_and_gradients_are_those_of_the_plain_way(vocabulary, blocks):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_what_is_reported_carries_no_gradient(blocks):
+    """In either way: nobody should train on a figure that is constant in one of them."""
+    x_BTD, head, targets_BT, mask_BT = drawn(48, bias=False)
+    reported = lambda x_BTD: head_loss.head_loss(x_BTD, head, targets_BT, mask_BT, blocks=blocks).cross_entropy  # noqa: E731
+    assert float(jnp.abs(jax.grad(reported)(x_BTD)).max()) == 0.0
+
+
 def test_without_z_loss_and_in_bfloat16():
     (values, gradients), (expected, expected_gradients) = both(48, 3, bias=True, z_weight=0.0, dtype=jnp.bfloat16)
     np.testing.assert_allclose(values[0], expected[0], rtol=1e-6)  # sums are float32 either way
