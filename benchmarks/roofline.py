@@ -13,6 +13,8 @@ not see: residual additions and norms, the scan, what the compiler fuses across 
 import common
 import steps
 
+from codegen2_jax import start_up
+
 
 def parts_of(config, shape: tuple[int, int, int]) -> dict[str, tuple[int, object, tuple]]:
     """{part: (how often, a function of (weights, inputs) to a scalar, its arguments)}, arrays as shapes."""
@@ -193,4 +195,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_up.use_large_allocations()  # as training does
     main()
