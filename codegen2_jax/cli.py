@@ -140,6 +140,23 @@ def guarded(command: Callable[[], None], *, reads_and_writes: bool = False) -> i
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            f"error: there is too little memory ({one_line(error)[:200]}); fewer rows at a time (BATCH_SIZE, "
+            "ACCUMULATION_STEPS) or shorter ones take less, and so does what docs/performance.md names.",
+            file=sys.stderr,
+        )
+        processes.leave(DoesNotFitError.exit_code, together=False)
+        return DoesNotFitError.exit_code
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the machine's memory (numpy's word) or a device's (XLA's) is exhausted; imports nothing."""
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ == "JaxRuntimeError" and str(error).startswith("RESOURCE_EXHAUSTED")
+    )
 
 
 def one_line(error: BaseException) -> str:

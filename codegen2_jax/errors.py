@@ -29,7 +29,7 @@ class StorageError(RuntimeError):
 
 
 class DoesNotFitError(RuntimeError):
-    """A compiled step needs more memory than a chip has; no mistake in what was asked, and nothing was run."""
+    """A step needs more memory than a device has: the compiler says so beforehand, or the device when it runs."""
 
     exit_code = 8
 

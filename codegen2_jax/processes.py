@@ -22,6 +22,8 @@ HEARTBEAT_SECONDS = 30  # a process that was silent for so long is dead, and the
 SHUTDOWN_SECONDS = 60
 WAIT_SECONDS = 7 * 24 * 3600  # for what process 0 does alone, such as making a cache; its death ends the wait at once
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What mpirun tells a process: how many there are, and its number. Open MPI 4 says where to meet too, others do not.
+MPI = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
 
 _calls = itertools.count()  # all processes make the same calls in the same order
 
@@ -53,6 +55,10 @@ def connect(mode: str, meeting: Meeting, *, timeout: int = 300) -> None:
             raise UserError("--distributed=off is one process; leave out --coordinator_address and its like.")
         return
     meeting = _completed(meeting)
+    if meeting == Meeting() and _launched_alone():
+        if mode == "on":
+            raise UserError("--distributed=on, but srun or mpirun started one process; start several, or leave it out.")
+        return  # JAX would show it one device of the host, as the first of several
     given = [value is not None for value in meeting]
     if any(given) and not all(given):
         names = ("--coordinator_address", "--num_processes", "--process_id")
@@ -71,7 +77,26 @@ def _completed(meeting: Meeting) -> Meeting:
         if text is not None and not text.isdecimal():
             raise UserError(f"the environment variable {name}={text!r} is no whole number.")
     found = (address, *(None if text is None else int(text) for text in numbers))
-    return Meeting(*(theirs if ours is None else ours for ours, theirs in zip(meeting, found, strict=True)))
+    meeting = Meeting(*(theirs if ours is None else ours for ours, theirs in zip(meeting, found, strict=True)))
+    if meeting.address is not None and meeting[1:] == (None, None):
+        return meeting._replace(**dict(zip(("num_processes", "process_id"), _of_mpi() or (None, None), strict=True)))
+    return meeting
+
+
+def _of_mpi() -> tuple[int, int] | None:
+    """(number of processes, number of this one) as mpirun tells it; None where there is none."""
+    for names in MPI:
+        told = [os.environ.get(name, "") for name in names]
+        if all(text.isdecimal() for text in told):
+            return int(told[0]), int(told[1])
+    return None
+
+
+def _launched_alone() -> bool:
+    """Whether a launcher started just this process, such as a shell that srun opened on a host with many devices."""
+    slurm = "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS") == "1"
+    mpi = _of_mpi()
+    return slurm or (mpi is not None and mpi[0] == 1)
 
 
 def _check(meeting: Meeting) -> None:
@@ -100,6 +125,12 @@ def _initialize(mode: str, meeting: Meeting, timeout: int) -> None:
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         text = " ".join(str(error).split())
         if "should be defined" in text and meeting.address is None:
+            mpi = _of_mpi()
+            if mpi is not None:
+                raise UserError(
+                    f"mpirun started {mpi[0]} processes and does not say where they meet, as Open MPI 4 does; give "
+                    "--coordinator_address=HOST:PORT of the first, or --distributed=off for runs of one process."
+                ) from None
             if mode == "on":
                 raise UserError(
                     "--distributed=on, but no cluster was detected; give --coordinator_address=HOST:PORT, "

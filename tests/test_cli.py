@@ -1,5 +1,6 @@
 """The command line: what it accepts, and that every mistake is one line with a remedy and exit code 2."""
 
+import importlib
 import os
 import re
 import resource
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen2_jax import bindings, errors, start_up, train
+from codegen2_jax import bindings, cli, errors, start_up, train
 
 TOY = """\
 # A toy.
@@ -414,6 +415,15 @@ def test_how_a_run_ends_is_its_exit_code(command, name):
 
 def test_an_interrupt_is_one_line(command):
     assert command("--gin.Job.ends_with='KeyboardInterrupt'") == (130, "", "error: interrupted.\n")
+
+
+@pytest.mark.parametrize("library", ["numpy", "jax.numpy"])
+def test_too_little_memory_is_one_line(library, capsys):
+    """2 PiB, of the machine and of a device."""
+    code = cli.guarded(lambda: importlib.import_module(library).ones(2**51, "int8"))
+    err = capsys.readouterr().err
+    assert code == errors.DoesNotFitError.exit_code and err.count("\n") == 1
+    assert err.startswith("error: there is too little memory (") and "BATCH_SIZE" in err
 
 
 def test_our_own_mistakes_keep_their_traceback(command):

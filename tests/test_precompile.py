@@ -179,6 +179,9 @@ def test_a_step_that_does_not_fit_ends_with_advice(monkeypatch, tmp_path):
         (["--topology=v5p:4x4x4", "--devices=65"], "v5p:4x4x4 has 64"),
         (["--topology=v5p:4x4x4", "--lengths=3,4"], "gin files say"),
         (["--topology=v5p:4x4x4", "--decode_shape=1,2,3"], "without --decode"),
+        (["--topology=v5e:2x2", "--decode", "--decode_shape=3,8,8"], "multiple of it"),
+        (["--topology=v5e:2x2", "--decode", "--decode_shape=4,120,2000"], "120 + 2000 tokens exceed"),
+        (["--topology=v5e:2x2", "--devices=3"], "2 and 4 are"),
         (["--topology=v5p:4x4x4", "--out=/no/such/place/x.json"], "no directory"),
         (["--topology=v5p:4x4x4", "--gin.BATCH_SIZE=3"], "BATCH_SIZE"),
         (["--topology=v5p:4x4x4", "--gin.BATCHSIZE=3"], "BATCH_SIZE"),
@@ -189,6 +192,70 @@ def test_a_mistake_is_one_line(arguments, message):
     code, _, err = called(*SMALL, *arguments)
     assert code == 2
     assert message in err and err.strip().count("\n") == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gin_file=classification/boolq.gin"], "the gin files are of Classification"),
+        (["--gin_file=evaluation/humaneval.gin"], "the gin files are of Suite"),
+        (["--gin_file=pp_tf.gin", "--gin.RETRIEVAL_ONLY=True"], "RETRIEVAL_ONLY trains keys alone"),
+    ],
+)
+def test_files_without_a_step_to_compile_are_refused(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("BOOLQ_DIR", str(tmp_path))
+    code, _, err = called("--topology=v5e:2x2", *arguments)
+    assert code == 2
+    assert message in err and err.strip().count("\n") == 0, err
+
+
+def test_the_advice_fits_when_it_is_followed():
+    """A chip with six tenths of what 64 rows take: the parts and the batch that are named take less than it has."""
+    from codegen2_jax.training import ahead_of_time, fitting
+
+    topology = topologies.parse("v6e:2x2")
+    devices = topologies.devices(topology)
+
+    def record(*arguments):
+        built = job("--gin.MESH={'fsdp': -1}", *arguments).built_for(devices)
+        program, _ = ahead_of_time.compiled(built.train_step.lower(built.state, built.batch))
+        return ahead_of_time.header(built, topology) | {"memory": estimates.memory(program)}
+
+    whole = record("--gin.BATCH_SIZE=256")
+    room = int(0.6 * whole["memory"]["total"])
+    whole["memory"]["chip"] = room
+    lines = fitting.advice(whole)
+    settings = re.findall(r"--gin\.(?:ACCUMULATION_STEPS|BATCH_SIZE)=\d+", " ".join(lines))
+    assert len(settings) == 2 and 256 % int(settings[0].partition("=")[2]) == 0 and "MESH" not in " ".join(lines)
+    assert record("--gin.BATCH_SIZE=256", settings[0])["memory"]["total"] <= room
+    assert record(settings[1])["memory"]["total"] <= room
+
+
+def test_the_state_is_cut_where_whole_copies_of_it_do_not_fit():
+    """Advice on a mesh that holds the state four times, and none on one where "model" cuts it already."""
+    from codegen2_jax.training import fitting
+
+    record = {
+        "memory": {"total": 40 * 2**30, "chip": 16 * 2**30, "code": 0},
+        "state_bytes_per_chip": {"parameters": 8 * 2**30, "optimizer": 16 * 2**30},
+        **{"mesh": {"data": 4, "fsdp": 2, "model": 2}, "rows": 8, "batch_parts": 8, "accumulation_steps": 1},
+        **{"parameters": 100, "trainable_parameters": 100, "remat": "full", "topology": "v5e:4x4", "chips": 16},
+    }
+    [line] = [line for line in fitting.advice(record) if "MESH" in line]
+    assert "'model': 2" in line and "leaves 6.00 GiB" in line
+    cut = {**record, "mesh": {"data": 1, "fsdp": 8, "model": 2}}
+    assert not [line for line in fitting.advice(cut) if "MESH" in line]
+
+
+def test_xla_has_an_estimate_for_a_prompt_pool():
+    """The selection of prompts has calls of its own without one (estimates.UNMODELLED)."""
+    from codegen2_jax.training import ahead_of_time
+
+    stream, _ = cli.describe(["precompile", "--gin_file=pp_tf.gin", "--gin_file=models/tiny_t5.gin"])
+    devices = topologies.devices(topologies.parse("v5e:2x2"))
+    built = stream.built_for(devices, num_encoder_layers=1, num_decoder_layers=1, unrolled=True)
+    program, _ = ahead_of_time.compiled(built.train_step.lower(built.state, built.batch))
+    assert estimates.cost_of(program, hlo.read(program.as_text(), devices=4)).seconds > 0
 
 
 def test_a_stream_of_tasks_is_lowered_without_data_or_weights(tmp_path):

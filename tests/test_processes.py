@@ -146,6 +146,49 @@ def test_a_launcher_is_detected(name, program_environment):
     assert [text.splitlines()[-1] for text in printed] == ["0 2 made True", "1 2 made True"]
 
 
+MPI_5 = {name: value for name, value in CLUSTERS["ompi"].items() if "orte" not in name}
+
+
+@pytest.mark.parametrize("names", processes.MPI)
+def test_an_mpirun_that_names_no_place_is_asked_for_one(names, program_environment, monkeypatch):
+    """Open MPI 5 and MPICH number their processes; without a place each would run alone, into one directory."""
+    told = dict(zip(names, ("2", "1"), strict=True))
+    done = subprocess.run([sys.executable, "-c", AUTO], env=program_environment | told, capture_output=True, text=True)
+    assert "UserError: mpirun started 2 processes" in done.stderr and "give --coordinator_address=HOST" in done.stderr
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert processes._completed(Meeting("host:5")) == ("host:5", 2, 1)
+    assert processes._completed(Meeting("host:5", 4, 3)) == ("host:5", 4, 3)
+
+
+def test_processes_of_mpirun_meet_where_they_are_told(program_environment):
+    children = []
+    address = free_address()
+    for index in range(2):
+        told = {key: value.format(index=index) for key, value in MPI_5.items()} | {"JAX_COORDINATOR_ADDRESS": address}
+        line = [sys.executable, "-c", AUTO]
+        children.append(subprocess.Popen(line, env=program_environment | told, stdout=subprocess.PIPE, text=True))
+    printed = [child.communicate(timeout=200)[0] for child in children]
+    assert [text.splitlines()[-1] for text in printed] == ["0 2 made True", "1 2 made True"]
+
+
+@pytest.mark.parametrize("name", sorted(CLUSTERS))
+def test_one_process_of_a_launcher_keeps_all_devices(name, program_environment):
+    """A shell that srun opened: JAX would show the first device of the host alone."""
+    told = {key: value.format(index=0) for key, value in CLUSTERS[name].items()}
+    told |= {"SLURM_NTASKS": "1"} if name == "slurm" else {"OMPI_COMM_WORLD_SIZE": "1"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    program = AUTO + "print(jax.device_count(), jax.local_device_count())"
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, env=program_environment | told | flags, capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-2:] == ["0 1 made True", "4 4"], done.stderr
+    refused = subprocess.run(
+        [sys.executable, "-c", AUTO.replace('"auto"', '"on"')],
+        env=program_environment | told | flags, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert "started one process" in refused.stderr
+
+
 def test_where_no_cluster_is_auto_runs_alone_and_on_is_refused(monkeypatch):
     import jax
 

@@ -600,7 +600,7 @@ def test_the_jobset_runs_as_it_stands_and_restarts_what_was_preempted():
     assert rule["onExitCodes"]["containerName"] == spec["containers"][0]["name"]
     from codegen2_jax import errors
 
-    hopeless = (errors.UserError, errors.NoValidCheckpointError, errors.NonFiniteError)
+    hopeless = (errors.UserError, errors.NoValidCheckpointError, errors.NonFiniteError, errors.DoesNotFitError)
     assert rule["onExitCodes"]["values"] == [error.exit_code for error in hopeless]
     assert errors.PreemptedError.exit_code == 75
     policy = jobset["spec"]["failurePolicy"]

@@ -202,8 +202,10 @@ class ContinualLearning:
     def built_for(self, devices: Sequence[Any], *, lengths: tuple[int, int] | None = None, **changes: Any) -> Built:
         """The step that `run` would run, for these devices, on a batch of sources and targets of these lengths.
 
-        changes: fields of the model's configuration.
+        changes: fields of the model's configuration. UserError for a study of retrieval, which has no such step.
         """
+        if self.retrieval_only:
+            raise UserError("RETRIEVAL_ONLY trains keys alone, so there is no step to compile; leave it out.")
         setup = Setup(self, Path(self.model_dir), with_data=False, devices=devices, **changes)
         return Built(
             train_step=setup.train_step,

@@ -20,9 +20,9 @@ from typing import Any
 from codegen2_jax.sharding import hlo
 from codegen2_jax.sharding.topologies import Chip
 
-# Their estimate is -1 s each: a view of several buffers as one, and the ends of what a v5p gives to its SparseCores. A
-# program with six of them would be six seconds too fast.
-UNMODELLED = ("ConcatBitcast", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
+# Their estimate is -1 s each: views (of several buffers as one, of a part of one), and the ends of what a v5p gives to
+# its SparseCores. A program with six of them would be six seconds too fast.
+UNMODELLED = ("ConcatBitcast", "ZeroCrop", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
 
 
 @dataclasses.dataclass(frozen=True)

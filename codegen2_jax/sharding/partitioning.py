@@ -70,7 +70,7 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     shape = {DATA_AXIS: -1} if shape is None else shape
     if not isinstance(shape, Mapping) or not all(isinstance(size, int) for size in shape.values()):
         raise UserError(f"mesh {shape!r} is no dictionary of sizes; write {{'data': 1, 'fsdp': -1, 'model': 1}}.")
-    unknown = sorted(set(shape) - set(MESH_AXES))
+    unknown = [axis for axis in shape if axis not in MESH_AXES]
     if unknown:
         raise UserError(f"mesh axes {unknown} are not known; a mesh has {', '.join(MESH_AXES)}.")
     sizes = [shape.get(axis, 1) for axis in MESH_AXES]
@@ -103,15 +103,23 @@ def _parts(rule: Rule) -> tuple[str, ...]:
 
 
 def changed_rules(changes: Mapping[str, Rule] | None) -> dict[str, Rule]:
-    """`AXIS_RULES` with some rows changed; UserError for an axis, logical or of the mesh, that does not exist."""
-    changes = dict(changes or {})
-    for logical_axis, rule in changes.items():
+    """`AXIS_RULES` with some rows changed, several mesh axes as a tuple or a list.
+
+    Raises UserError for an axis, logical or of the mesh, that does not exist, and for one that a row names twice.
+    """
+    if not isinstance(changes or {}, Mapping):
+        raise UserError(f"AXES {changes!r} is no dictionary; write {{'sequence': 'model', 'batch': ('data', 'fsdp')}}.")
+    rules = dict(AXIS_RULES)
+    for logical_axis, rule in (changes or {}).items():
         if logical_axis not in AXIS_RULES:
             raise UserError(f"AXES names {logical_axis!r}, which is no logical axis; known: {', '.join(AXIS_RULES)}.")
-        unknown = [axis for axis in _parts(rule) if axis not in MESH_AXES]
-        if unknown:
-            raise UserError(f"AXES puts {logical_axis!r} on {unknown}; a mesh has {', '.join(MESH_AXES)}, or None.")
-    return {**AXIS_RULES, **changes}
+        rule = tuple(rule) if isinstance(rule, list) else rule
+        known = isinstance(rule, str | tuple | None) and all(axis in MESH_AXES for axis in _parts(rule))
+        if not known or len(set(_parts(rule))) < len(_parts(rule)):
+            axes = ", ".join(MESH_AXES)
+            raise UserError(f"AXES puts {logical_axis!r} on {rule!r}; name {axes}, each once at most, or None.")
+        rules[logical_axis] = rule
+    return rules
 
 
 def spec_for(name: str, logical_axes: Sequence[str], rules: Mapping[str, Rule] | None = None) -> PartitionSpec:
@@ -171,10 +179,14 @@ class Layout:
         """Parts into which the rows of a batch are cut."""
         return self.parts("batch")
 
-    def check_rows(self, what: str, rows: int) -> None:
-        """Raises UserError when so many rows do not divide among the devices."""
+    def check_rows(self, what: str, rows: int, *, setting: str = "BATCH_SIZE") -> None:
+        """Raises UserError when so many rows do not divide among the devices; setting: what decides the rows."""
         if rows % self.batch_parts:
-            raise UserError(_indivisible(what, rows, self))
+            axes = " x ".join(map(repr, _parts(dict(self.rules)["batch"])))
+            raise UserError(
+                f"{what}: {rows} rows do not divide by mesh axis {axes} of size {self.batch_parts}; make {setting} a "
+                "multiple of it or the axis smaller."
+            )
 
     def rounded_up(self, rows: int) -> int:
         """The next number of rows that divides among the devices, for batches that may be filled with padding."""
@@ -262,14 +274,6 @@ def splitter(layout: Layout) -> Callable[..., Callable]:
 def replicated(layout: Layout) -> NamedSharding:
     """The whole array on every device; fits any rank."""
     return NamedSharding(layout.mesh, PartitionSpec())
-
-
-def _indivisible(what: str, rows: int, layout: Layout) -> str:
-    axes = " x ".join(map(repr, _parts(dict(layout.rules)["batch"])))
-    return (
-        f"{what}: {rows} rows do not divide by mesh axis {axes} of size {layout.batch_parts}; make BATCH_SIZE a "
-        "multiple of it or the axis smaller."
-    )
 
 
 def put_batch(layout: Layout, batch: Mapping[str, np.ndarray], *, whole: bool = False) -> dict[str, jax.Array]:

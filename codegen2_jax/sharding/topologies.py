@@ -163,4 +163,16 @@ def devices(topology: Topology, count: int | None = None) -> Sequence[Any]:
     count = len(found) if count is None else count
     if not 1 <= count <= len(found):
         raise UserError(f"--devices={count} is out of range; {topology.name} has {len(found)}.")
+    if not _is_box(found[:count]):
+        boxes = [size for size in range(1, len(found) + 1) if _is_box(found[:size])]
+        raise UserError(
+            f"--devices={count}: the first {count} chips of {topology.name} are no whole box, which a mesh needs; "
+            f"{max(size for size in boxes if size < count)} and {min(size for size in boxes if size > count)} are."
+        )
     return found[:count]
+
+
+def _is_box(chips: Sequence[Any]) -> bool:
+    """Whether these chips fill a box of the torus from its corner."""
+    sides = [max(places) + 1 for places in zip(*(chip.coords for chip in chips), strict=True)]
+    return math.prod(sides) == len(chips)

@@ -175,6 +175,7 @@ def header(built: Built, topology: topologies.Topology) -> dict[str, Any]:
         },
         "batch": shapes,
         "rows": len_of(built),
+        "batch_parts": built.layout.batch_parts,
         "tokens_per_step": _tokens(built),
         "remat": built.config.remat,
         "dtype": built.config.dtype,

@@ -5,16 +5,48 @@ Shapes: B rows, S prompt tokens, T new tokens.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from codegen2_jax.errors import UserError
 from codegen2_jax.sharding import estimates, hlo, partitioning, topologies
 from codegen2_jax.training.ahead_of_time import Built, compiled
 from codegen2_jax.training.fitting import gib, milliseconds
 
 ROWS_A_CHIP = 8
+
+
+class Prefill(NamedTuple):
+    """The pass over the prompts, not compiled, and the shapes that it takes: (weights, tokens, mask)."""
+
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    rows: int
+
+
+def prefill_of(built: Built, shape: tuple[int | None, int, int]) -> Prefill:
+    """The prefill of a decoding of this shape, traced once; UserError where rows or positions are not possible."""
+    rows, prompt, new = shape
+    rows = rows or ROWS_A_CHIP * built.layout.batch_parts
+    built.layout.check_rows("decoding", rows, setting="the first number of --decode_shape")
+    most = getattr(built.config, "max_positions", prompt + new)
+    if prompt + new > most and not built.config.allow_extrapolation:
+        raise UserError(f"--decode_shape: {prompt} + {new} tokens exceed the model's {most} positions; give fewer.")
+    model, by_rows = built.learner.model, partitioning.batch_sharding(built.layout)
+
+    def first(params, tokens_BS, mask_BS):
+        encoded, mask_BS = model.encode(params, tokens_BS, mask_BS)
+        if hasattr(model, "prefill"):
+            _, encoded, mask_BS = model.prefill(params, tokens_BS, mask_BS)
+        decoder = model.decoder_params(params)
+        return decoder, model.start_decoding(decoder, encoded, mask_BS, max_length=new)
+
+    tokens, mask = (jax.ShapeDtypeStruct((rows, prompt), dtype, sharding=by_rows) for dtype in (jnp.int32, bool))
+    inputs = (built.params["model"], tokens, mask)
+    jax.eval_shape(first, *inputs)
+    return Prefill(first, inputs, rows)
 
 
 def examine(
@@ -25,27 +57,13 @@ def examine(
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """What prefill and one step of decoding take on a chip; see `ahead_of_time.examine` for the record's parts."""
-    rows, prompt, new = shape
-    rows = rows or ROWS_A_CHIP * built.layout.batch_parts
-    built.layout.process_rows(rows)
-    model, by_rows = built.learner.model, partitioning.batch_sharding(built.layout)
-    whole = partitioning.replicated(built.layout)
-
-    def rowwise(dtype, *sizes):
-        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=by_rows)
-
-    def first(params, tokens_BS, mask_BS):
-        encoded, mask_BS = model.encode(params, tokens_BS, mask_BS)
-        if hasattr(model, "prefill"):
-            _, encoded, mask_BS = model.prefill(params, tokens_BS, mask_BS)
-        decoder = model.decoder_params(params)
-        return decoder, model.start_decoding(decoder, encoded, mask_BS, max_length=new)
+    first, inputs, rows = prefill_of(built, shape)
+    model, whole = built.learner.model, partitioning.replicated(built.layout)
 
     def step(decoder, cache, tokens_B1, position):
         logits_B1V, cache = model.decode_step(decoder, cache, tokens_B1, position)
         return jnp.argmax(logits_B1V, axis=-1).astype(jnp.int32), cache
 
-    inputs = (built.params["model"], rowwise(jnp.int32, prompt), rowwise(bool, prompt))
     prefill, took = compiled(jax.jit(first).lower(*inputs))
     say(f"compiled prefill in {took:.0f} s")
     decoder, cache = jax.tree.map(
@@ -54,15 +72,16 @@ def examine(
         prefill.output_shardings,
     )
     position = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    lowered = jax.jit(step, donate_argnums=1).lower(decoder, cache, rowwise(jnp.int32, 1), position)
+    tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=partitioning.batch_sharding(built.layout))
+    lowered = jax.jit(step, donate_argnums=1).lower(decoder, cache, tokens, position)
     one, took_step = compiled(lowered)
     say(f"compiled the step of one token in {took_step:.0f} s")
     parts = {"prefill": _part(prefill, built, topology), "step": _part(one, built, topology)}
     memory = max((part["memory"] for part in parts.values()), key=lambda memory: memory["total"])
     return {
         "rows": rows,
-        "prompt_tokens": prompt,
-        "new_tokens": new,
+        "prompt_tokens": shape[1],
+        "new_tokens": shape[2],
         "cache_bytes_per_chip": _shard_bytes(cache),
         "memory": memory | {"chip": int(topology.chip.hbm_bytes)},
         "fits": memory["total"] <= topology.chip.hbm_bytes,

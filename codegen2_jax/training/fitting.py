@@ -6,17 +6,18 @@ from typing import Any
 from codegen2_jax.sharding.topologies import CHIPS
 
 GIB = 2**30
+SHRINKING = 0.75  # of the room for activations: a part of them, such as a layer's gathered weights, has no rows
 
 
 def advice(record: Mapping[str, Any]) -> list[str]:
     """Lines, the cheapest change first, for a record of `ahead_of_time.examine` that does not fit."""
     memory, chip, mesh = record["memory"], record["memory"]["chip"], record["mesh"]
     state = sum(record["state_bytes_per_chip"].values())
-    spread = mesh["data"] * mesh["fsdp"]
-    rows = record["rows"] // spread / record["accumulation_steps"]
+    share = record["rows"] // record["batch_parts"]  # rows of a step that one chip computes
+    rows = share // record["accumulation_steps"]  # of them at a time
     found = []
-    working = memory["total"] - state
-    room = chip - state
+    fixed = state + memory["code"]
+    working, room = memory["total"] - fixed, chip - fixed
     # Gradients lie among the temporaries and do not shrink with the batch.
     gradients = record["state_bytes_per_chip"]["parameters"] * record["trainable_parameters"] // record["parameters"]
     activations = working - gradients
@@ -25,19 +26,19 @@ def advice(record: Mapping[str, Any]) -> list[str]:
             f"keep fewer activations, which take about {activations / GIB:.1f} GiB: "
             "--gin.initialisation.ModelSource.remat='\"full\"'"
         )
-    if room > gradients and activations > 0 and rows > 1:
-        fitting = int(rows * (room - gradients) / activations)
-        if fitting >= 1:
-            parts = -(-rows // fitting)
-            found.append(
-                f"compute the batch in parts of about {fitting} rows a chip instead of {rows:g}: accumulation_steps="
-                f"{int(parts * record['accumulation_steps'])}, or BATCH_SIZE={fitting * spread}"
-            )
-    if mesh["fsdp"] < record["chips"]:
-        lean = state * mesh["fsdp"] * mesh["model"] // record["chips"]
-        found.append(
-            f"cut the state ({gib(state)} a chip) over all chips: --gin.MESH=\"{{'fsdp': -1}}\" leaves {gib(lean)}"
-        )
+    if activations > 0:
+        # In parts, the gradients of one lie beside the sum of those before.
+        in_parts, at_once = (int(SHRINKING * rows * (room - copies * gradients) / activations) for copies in (2, 1))
+        if 1 <= in_parts < rows:
+            steps = next(count for count in range(1, share + 1) if share % count == 0 and share // count <= in_parts)
+            found.append(f"compute it in parts of {share // steps} rows a chip: --gin.ACCUMULATION_STEPS={steps}")
+        if 1 <= at_once < rows:
+            smaller = at_once * record["batch_parts"] * record["accumulation_steps"]
+            found.append(f"take about {at_once} rows a chip at a time instead of {rows}: --gin.BATCH_SIZE={smaller}")
+    if mesh["data"] > 1:
+        setting = f"--gin.MESH=\"{{'fsdp': -1, 'model': {mesh['model']}}}\""
+        left = gib(state // mesh["data"])
+        found.append(f"cut the state ({gib(state)} a chip) over all chips: {setting} leaves {left}")
     if rows <= 1 and activations > 0 and mesh["model"] == 1:
         found.append("one row a chip is left: cut the model too, --gin.MESH=\"{'fsdp': -1, 'model': 4}\"")
     generation = record["topology"].partition(":")[0]
@@ -53,10 +54,10 @@ def advice(record: Mapping[str, Any]) -> list[str]:
 def advice_without_program(record: Mapping[str, Any]) -> list[str]:
     """What to change where the compiler itself gave up, and only the state's size is known."""
     state = sum(record["state_bytes_per_chip"].values())
-    lines = [f"the state alone is {gib(state)} a chip: more chips or MESH={{'fsdp': -1}}, where that is much"]
+    lines = [f"the state is {gib(state)} a chip alone: more chips, or --gin.MESH=\"{{'fsdp': -1}}\", if that is much"]
     if record["remat"] == "none":
         lines.append("--gin.initialisation.ModelSource.remat='\"full\"'")
-    lines.append(f"fewer rows than {record['rows']} (BATCH_SIZE), or more accumulation_steps")
+    lines.append(f"fewer rows than {record['rows']} (--gin.BATCH_SIZE), or more parts (--gin.ACCUMULATION_STEPS)")
     return lines
 
 

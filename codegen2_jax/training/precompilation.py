@@ -62,12 +62,19 @@ def run(job: Any, asked: Asked, arguments: Sequence[str]) -> dict[str, Any]:
 
     arguments: the other flags, for the record. Raises DoesNotFitError where a chip has too little memory.
     """
+    if not hasattr(job, "built_for"):
+        raise UserError(
+            f"the gin files are of {type(job).__name__}, and what compiles here is a step of a stream of tasks or of "
+            "pretraining; give the files of one, such as pp_tf.gin or pretraining/codegen2_1b.gin."
+        )
     devices = topologies.devices(asked.topology, asked.devices)
     build = functools.partial(job.built_for, devices)
     if asked.lengths is not None:
         if "lengths" not in inspect.signature(job.built_for).parameters:
             raise UserError("--lengths is for a stream of tasks; this job's gin files say how long its sequences are.")
         build = functools.partial(build, lengths=asked.lengths)
+    if asked.decode is not None:
+        decoding_ahead.prefill_of(build(), asked.decode)  # a shape that is not possible answers at once
     record: dict[str, Any] = {"format": FORMAT, "job": list(arguments)}
     try:
         record |= ahead_of_time.examine(build, asked.topology, say=_say)

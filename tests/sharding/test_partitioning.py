@@ -75,12 +75,20 @@ def test_one_mesh_axis_twice_names_the_leaf(logical_axes):
     "axes, message",
     [
         ({"lenght": "model"}, "'lenght', which is no logical axis; known: embed"),
-        ({"length": "tensor"}, r"'length' on \['tensor'\]; a mesh has data, fsdp, model"),
+        ({"length": "tensor"}, "'length' on 'tensor'; name data, fsdp, model"),
+        ({"length": 3}, "'length' on 3; name data, fsdp, model"),
+        ({"batch": ("data", "data")}, "each once at most"),
+        ("length", "AXES 'length' is no dictionary"),
     ],
 )
 def test_a_changed_row_names_axes_that_exist(axes, message):
     with pytest.raises(UserError, match=message):
         partitioning.make_layout(axes=axes)
+
+
+def test_several_axes_may_be_a_list():
+    layout = partitioning.make_layout({"data": 2, "fsdp": 4}, {"batch": ["data", "fsdp"]})
+    assert layout == partitioning.make_layout({"data": 2, "fsdp": 4}) and layout.batch_parts == 8
 
 
 def test_changed_rows_that_collide_name_the_leaf():
