@@ -6,7 +6,9 @@ takes, and no more. It counts the body of a loop once, and takes a second off fo
 which costs nothing and has no estimate. So here
 
 * costs are taken of programs without the loop over layers, of one and of two of them, and extrapolated:
-  value(1) + (L - 1) (value(2) - value(1)), for each kind of layer; other loops scale them by their matrix products;
+  value(1) + (L - 1) (value(2) - value(1)), for each kind of layer;
+* what is then counted once of other loops (a head in blocks, a batch in parts) scales the sum by the matrix products of
+  all their runs. Not before: a loop outside the layers would scale one layer and two of them by different factors;
 * the time of collectives is added: the bytes that a chip sends over all its links. Those that the chip waits for add to
   the step; the others may hide behind it.
 """
@@ -27,36 +29,55 @@ UNMODELLED = ("ConcatBitcast", "ZeroCrop", "PrepareAsyncCallStart", "PrepareAsyn
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run of a program on one chip: flops and bytes by XLA's count, seconds by its estimate (None: none)."""
+    """Of one run of a program on one chip: flops and bytes by XLA's count, seconds by its estimate (None: none).
+
+    products: FLOPs of the matrix products, a loop's body counted once as XLA does. all_products: as often as it runs.
+    """
 
     flops: float
     bytes_accessed: float
     seconds: float | None
+    products: float
+    all_products: float
 
     def plus(self, other: "Cost", times: float) -> "Cost":
         """This and `times` the other."""
-        seconds = None if self.seconds is None or other.seconds is None else self.seconds + times * other.seconds
-        return Cost(self.flops + times * other.flops, self.bytes_accessed + times * other.bytes_accessed, seconds)
+
+        def total(name):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None or theirs is None else mine + times * theirs
+
+        return Cost(**{field.name: total(field.name) for field in dataclasses.fields(self)})
+
+    def with_loops(self) -> "Cost":
+        """The whole, as if loops took of everything what they take of the matrix products."""
+        scale = self.all_products / self.products if self.products else 1.0
+        seconds = None if self.seconds is None else self.seconds * scale
+        products = self.all_products
+        return Cost(self.flops * scale, self.bytes_accessed * scale, seconds, products, products)
 
 
 def cost_of(compiled: Any, program: hlo.Program) -> Cost:
-    """XLA's own figures, scaled where the program has loops by what their bodies add to its matrix products."""
+    """XLA's own figures, which count the body of a loop once (`Cost.with_loops` counts all)."""
     found = compiled.cost_analysis()
     found = found[0] if isinstance(found, list) else found
-    once, all_runs = program.flops(once=True), program.flops()
-    scale = all_runs / once if once else 1.0
     seconds = found.get("optimal_seconds", -1.0) + program.count_calls(*UNMODELLED)
-    seconds = seconds * scale if seconds > 0 else None
-    return Cost(found.get("flops", 0.0) * scale, found.get("bytes accessed", 0.0) * scale, seconds)
+    return Cost(
+        flops=found.get("flops", 0.0),
+        bytes_accessed=found.get("bytes accessed", 0.0),
+        seconds=seconds if seconds > 0 else None,
+        products=program.flops(once=True),
+        all_products=program.flops(),
+    )
 
 
 def extrapolated(one_of_each: Cost, with_two: Mapping[str, Cost], depths: Mapping[str, int]) -> Cost:
-    """The cost at full depth. with_two: by kind of layer, the cost with two of that kind; depths: how many."""
+    """The cost at full depth, loops in full. with_two: by kind of layer, the cost with two; depths: how many."""
     total = one_of_each
     for kind, depth in depths.items():
         layer = with_two[kind].plus(one_of_each, -1.0)
         total = total.plus(layer, depth - 1)
-    return total
+    return total.with_loops()
 
 
 def memory(compiled: Any) -> dict[str, int]:

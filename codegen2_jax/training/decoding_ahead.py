@@ -93,7 +93,7 @@ def examine(
 
 def _part(program: Any, built: Built, topology: topologies.Topology) -> dict[str, Any]:
     read = hlo.read(program.as_text(), devices=built.layout.mesh.size)
-    cost, rows, flops = estimates.cost_of(program, read), estimates.collectives(read), read.flops()
+    cost, rows, flops = estimates.cost_of(program, read).with_loops(), estimates.collectives(read), read.flops()
     return {
         "memory": estimates.memory(program),
         "flops_per_chip": flops,

@@ -133,8 +133,16 @@ def test_collectives_of_a_real_program():
 
 
 def test_extrapolation_is_linear_in_the_layers_of_each_kind():
-    one, two_a, two_b = Cost(10.0, 100.0, 1.0), Cost(13.0, 120.0, 1.5), Cost(11.0, 101.0, 1.25)
+    one, two_a, two_b = Cost(10.0, 100.0, 1.0, 8, 8), Cost(13.0, 120.0, 1.5, 9, 9), Cost(11.0, 101.0, 1.25, 10, 10)
     total = estimates.extrapolated(one, {"a": two_a, "b": two_b}, {"a": 4, "b": 3})
-    assert total == Cost(10 + 3 * 3 + 2 * 1, 100 + 3 * 20 + 2 * 1, 1 + 3 * 0.5 + 2 * 0.25)
-    unknown = estimates.extrapolated(Cost(10.0, 100.0, None), {"a": two_a}, {"a": 4})
+    assert total == Cost(10 + 3 * 3 + 2 * 1, 100 + 3 * 20 + 2 * 1, 1 + 3 * 0.5 + 2 * 0.25, 15, 15)
+    unknown = estimates.extrapolated(Cost(10.0, 100.0, None, 8, 8), {"a": two_a}, {"a": 4})
     assert (unknown.flops, unknown.seconds) == (19.0, None)
+
+
+def test_a_loop_outside_the_layers_is_no_part_of_a_layer():
+    """A head of 4 products ten times, ten layers of 10 each: 140 products, and a tenth of a second each."""
+    one, two = Cost(14.0, 14.0, 1.4, 14.0, 50.0), Cost(24.0, 24.0, 2.4, 24.0, 60.0)
+    total = estimates.extrapolated(one, {"layers": two}, {"layers": 10})
+    assert total.flops == total.bytes_accessed == total.all_products == pytest.approx(140)
+    assert total.seconds == pytest.approx(14)
