@@ -72,7 +72,7 @@ class Setup:
             model=self.model,
             prompt=config.prompt,
             loss_blocks=config.loss_blocks,
-            batch_shards=1 if whole else self.layout.batch_parts,
+            logit_shards=1 if whole else self.layout.logit_parts,
         )
         self.put = functools.partial(partitioning.put_batch, self.layout)
         self.put_whole = functools.partial(partitioning.put_batch, self.layout, whole=True)

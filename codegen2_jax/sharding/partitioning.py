@@ -179,6 +179,11 @@ class Layout:
         """Parts into which the rows of a batch are cut."""
         return self.parts("batch")
 
+    @property
+    def logit_parts(self) -> int:
+        """Parts into which the logits of a batch are cut, by rows and by the vocabulary."""
+        return self.batch_parts * self.parts("vocab")
+
     def check_rows(self, what: str, rows: int, *, setting: str = "BATCH_SIZE") -> None:
         """Raises UserError when so many rows do not divide among the devices; setting: what decides the rows."""
         if rows % self.batch_parts:

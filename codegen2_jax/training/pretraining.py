@@ -239,8 +239,8 @@ class _Runtime:
             )
         else:
             model = dataclasses.replace(model, constrain=self.layout.constrain)
-        shards = 1 if whole else self.layout.batch_parts
-        learner = Learner(model=model, loss_blocks=config.loss_blocks, batch_shards=shards)
+        shards = 1 if whole else self.layout.logit_parts
+        learner = Learner(model=model, loss_blocks=config.loss_blocks, logit_shards=shards)
         self.learner = learner
         axes, _ = split_params(learner.param_axes(), TRAIN_EVERYTHING)
         rows = jax.tree.map(lambda _: jnp.ones((), bool), {"model": self.loaded.model.param_shapes})

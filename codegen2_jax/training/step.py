@@ -68,13 +68,13 @@ class Learner:
 
     model: `models.language_models.EncoderDecoder` (or anything with its methods). prompt: a prompt of `prompts`, or
     None for none. loss_blocks: into how many blocks of the vocabulary the head and its loss are cut, 1 for none; None:
-    by `head_loss.num_blocks`, for rows that lie on batch_shards devices.
+    by `head_loss.num_blocks`, for logits that lie on logit_shards devices.
     """
 
     model: Any
     prompt: Any = None
     loss_blocks: int | None = None
-    batch_shards: int = 1
+    logit_shards: int = 1
 
     def losses(self, params, prompt_state, batch, loss_mask_BT, *, selection, dropout_key=None, z_weight=0.0):
         """`head_loss.HeadLoss` of the true tokens, and the sum over the batch of the pull term (0 without a pool)."""
@@ -90,7 +90,7 @@ class Learner:
         blocks = self.loss_blocks
         if blocks is None:
             positions = x_BTD.shape[0] * x_BTD.shape[1]
-            blocks = head_loss.num_blocks(positions, head.table_VD.shape[0], shards=self.batch_shards)
+            blocks = head_loss.num_blocks(positions, head.table_VD.shape[0], shards=self.logit_shards)
         found = head_loss.head_loss(x_BTD, head, batch["targets_BT"], loss_mask_BT, z_weight=z_weight, blocks=blocks)
         return found, pull
 

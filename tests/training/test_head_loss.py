@@ -143,12 +143,13 @@ def test_a_model_learns_the_same_with_and_without_blocks():
         np.testing.assert_allclose(one, other, atol=1e-5 * np.max(np.abs(other)))
 
 
-def test_blocks_on_a_mesh_that_splits_rows_and_vocabulary():
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_mesh_that_splits_rows_and_vocabulary(blocks):
     x_BTD, head, targets_BT, mask_BT = drawn(48, bias=True)
     x_BTD, targets_BT, mask_BT = (np.concatenate([x, x])[:4] for x in (np.asarray(x_BTD), targets_BT, mask_BT))
 
     def objective(x_BTD, head):
-        return head_loss.head_loss(x_BTD, head, targets_BT, mask_BT, z_weight=0.1, blocks=3).objective
+        return head_loss.head_loss(x_BTD, head, targets_BT, mask_BT, z_weight=0.1, blocks=blocks).objective
 
     graded = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
     expected = graded(x_BTD, head)
@@ -157,6 +158,22 @@ def test_blocks_on_a_mesh_that_splits_rows_and_vocabulary():
     found = graded(jax.device_put(x_BTD, partitioning.batch_sharding(layout)), jax.device_put(head, by_entry))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_are_cut_as_the_vocabulary_is():
+    """The plain way gathers them nowhere: a device holds few of its eighths, by the compiled program."""
+    layout = partitioning.make_layout({"fsdp": 2, "model": 4})
+    named = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding("x", axes, shape))  # noqa: E731
+    x_BTD = named((8, 128, 64), jnp.float32, "batch", "length", "features")
+    table_VD = named((32000, 64), jnp.float32, "vocab", "embed")
+    targets_BT, mask_BT = (named((8, 128), dtype, "batch", "length") for dtype in (jnp.int32, bool))
+
+    def objective(x_BTD, table_VD, targets_BT, mask_BT):
+        return head_loss.head_loss(x_BTD, Head(table_VD), targets_BT, mask_BT, z_weight=1e-4).objective
+
+    lowered = jax.jit(jax.grad(objective, argnums=(0, 1))).lower(x_BTD, table_VD, targets_BT, mask_BT)
+    share = 4 * 8 * 128 * 32000 / layout.logit_parts
+    assert layout.logit_parts == 8 and lowered.compile().memory_analysis().temp_size_in_bytes < 5 * share
 
 
 def test_blocks_need_a_fraction_of_the_memory():

@@ -6,12 +6,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.interop import huggingface
 from codegen2_jax.models.t5 import T5Config
+from codegen2_jax.training import head_loss
 from codegen2_jax.training.initialisation import ModelSource
 from codegen2_jax.training.optimizers import AdamW
 from codegen2_jax.training.pair_objectives import Objective, PairObjectives
@@ -68,6 +70,17 @@ def test_the_export_loads_and_names_what_it_was_made_of(finished, job):
     assert card["steps"] == 12 and set(card["summary"]["valid"]) == {f"loss {o.name}" for o in OBJECTIVES}
     assert json.loads((finished / "scores.json").read_text()) == card
     assert dataclasses.replace(job.source, init_from=str(finished / "export"), config=None, vocabulary=None).load()
+
+
+def test_the_vocabulary_of_a_device_decides_over_blocks_of_the_head(job, monkeypatch):
+    """Eight rows of 32 positions on {fsdp: 2, model: 4}: a device holds an eighth of the logits."""
+    sharded = dataclasses.replace(job, mesh={"fsdp": 2, "model": 4})
+    share = 4 * 8 * 32 * 6000 // 8
+    for limit, is_whole in ((share, True), (share - 1, False)):
+        monkeypatch.setattr(head_loss, "LARGEST_LOGITS", limit)
+        built = sharded.built_for(jax.devices(), num_heads=4)
+        program = built.train_step.lower(built.state, built.batch).as_text()
+        assert ("tensor<8x32x6000xf32>" in program) == is_whole
 
 
 def test_the_loss_falls(finished):
