@@ -181,8 +181,9 @@ class Layout:
 
     @property
     def logit_parts(self) -> int:
-        """Parts into which the logits of a batch are cut, by rows and by the vocabulary."""
-        return self.batch_parts * self.parts("vocab")
+        """Parts into which the logits of a batch are cut: by rows, positions and the vocabulary."""
+        axes = {axis for dimension in ("batch", "length", "vocab") for axis in _parts(dict(self.rules)[dimension])}
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def check_rows(self, what: str, rows: int, *, setting: str = "BATCH_SIZE") -> None:
         """Raises UserError when so many rows do not divide among the devices; setting: what decides the rows."""

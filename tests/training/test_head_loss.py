@@ -160,9 +160,17 @@ def test_a_mesh_that_splits_rows_and_vocabulary(blocks):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_logits_are_cut_as_the_vocabulary_is():
+@pytest.mark.parametrize(
+    ("mesh", "axes"),
+    [
+        ({"fsdp": 2, "model": 4}, None),
+        ({"fsdp": 8}, {"batch": "data", "sequence": "fsdp", "length": "fsdp"}),  # long contexts
+        ({"data": 2, "model": 4}, {"vocab": None, "length": "model"}),
+    ],
+)
+def test_logits_stay_cut_by_rows_positions_and_vocabulary(mesh, axes):
     """The plain way gathers them nowhere: a device holds few of its eighths, by the compiled program."""
-    layout = partitioning.make_layout({"fsdp": 2, "model": 4})
+    layout = partitioning.make_layout(mesh, axes)
     named = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding("x", axes, shape))  # noqa: E731
     x_BTD = named((8, 128, 64), jnp.float32, "batch", "length", "features")
     table_VD = named((32000, 64), jnp.float32, "vocab", "embed")
