@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import common
+import contest
 import numpy as np
 
 # Longest source and target of each task, both with <s> and </s> (salesforce/CodeT5 sh/run_exp.py).
@@ -88,6 +89,8 @@ def drive(
     compare: Callable[[dict], dict] = lambda results: {},
 ) -> None:
     """`common.drive` with a random CodeT5-small."""
+    if not arguments.contender:  # those read what was prepared
+        contest.check_folders(data_dir=arguments.data_dir, vocabulary=arguments.vocabulary)
 
     def write(work: Path) -> int:
         from codegen2_jax.models.t5 import T5Config

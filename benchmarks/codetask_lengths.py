@@ -6,18 +6,18 @@ batches of the same lengths (gpu.py).
 Quantiles 0, 1/16 ... 1 of the tokens in the training splits, cut as in training, and the correlation of the two ranks.
 """
 
-import argparse
 import json
 
 import codetask
+import contest
 import numpy as np
 import steps
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data_dir", default="../shared/data/codetask_cl")
-    options.add_argument("--vocabulary", default="../shared/data/tokenizers/codet5")
+    options = contest.Parser(__doc__)
+    options.add_argument("--data_dir", type=contest.folder, default="../shared/data/codetask_cl")
+    options.add_argument("--vocabulary", type=contest.folder, default="../shared/data/tokenizers/codet5")
     arguments = options.parse_args()
     facts = {}
     for task, records in codetask.records(arguments.data_dir, arguments.vocabulary, "train").items():

@@ -15,7 +15,7 @@ import numpy as np
 BUSY = 0.5  # load average from which the machine is not idle
 
 
-class Options(argparse.ArgumentParser):
+class Options(contest.Parser):
     """The options of a benchmark; --tiny and --out are the same in all.
 
     out: where the report goes by default; may name other options in braces. With --tiny it goes nowhere by default,
@@ -23,7 +23,7 @@ class Options(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, *, out: str, tiny: str = "a tiny model, to see that everything runs"):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description)
         self._out = out
         self.add_argument("--tiny", action="store_true", help=tiny)
         self.add_argument("--out", help=f"where the report goes; by default {out}, with --tiny nowhere")
@@ -47,9 +47,9 @@ def parser(description: str, *, contenders: str, batch_size: int, out: str) -> a
     """The options that every contest has."""
     options = Options(description, out=out)
     options.add_argument("--contenders", default=contenders)
-    options.add_argument("--batch_size", type=int, default=batch_size)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--batch_size", type=contest.count, default=batch_size)
+    options.add_argument("--rounds", type=contest.count, default=3)
+    options.add_argument("--threads", type=contest.count, default=2)
     options.add_argument("--round_limit_s", type=float, default=120, help="when torch stops a round")
     options.add_argument("--contender", help=argparse.SUPPRESS)
     options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -150,7 +150,7 @@ def drive(
     if arguments.contender:
         contest.serve(*contenders[arguments.contender](arguments.work, arguments.threads))
         return
-    names = arguments.contenders.split(",")
+    names = contest.members("contenders", arguments.contenders, contenders)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("contender", "work")}
     report: dict[str, Any] = {"machine": contest.machine(arguments.threads), "settings": settings, "variants": {}}
     if (load := report["machine"]["load_average"]) > BUSY:

@@ -6,6 +6,7 @@ ran into its time limit. Its process stays alive between rounds, so that compila
 contenders meet the machine in the same state. While one works the others wait.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -153,6 +154,61 @@ def table(
         cells += [f"{row[f'times_{against}']:.2f}", f"{row['lowest_ratio']:.2f} - {row['highest_ratio']:.2f}"]
         lines.append("| " + " | ".join([*cells, f"{row['peak_gib']:.2f}"]) + " |")
     return rows, "\n".join(lines)
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a benchmark, whose description is printed as it stands; a wrong one ends the program by `fail`."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> None:
+        fail(f"{message}; --help says what there is.")
+
+
+def count(text: str) -> int:
+    """An option's type: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, at least 1")
+    return int(text)
+
+
+def folder(text: str) -> str:
+    """An option's type: a directory that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no directory")
+    return text
+
+
+def check_folders(**folders: str) -> None:
+    """Ends the program where a directory that an option of this name gives is not there."""
+    for name, text in folders.items():
+        if not Path(text).is_dir():
+            fail(f"--{name}={text} is no directory.")
+
+
+def counts(option: str, text: str) -> list[int]:
+    """The whole numbers in a comma-separated option."""
+    try:
+        return [count(part.strip()) for part in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        fail(f"argument --{option}: {error}; --help says what there is.")
+
+
+def members(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """The names in a comma-separated option, each of which must be known; ends the program where one is not."""
+    known, names = list(known), [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        fail(f"--{option} names {', '.join(map(repr, unknown))}; there are {', '.join(known)}.")
+    if not names:
+        fail(f"--{option} names nothing; there are {', '.join(known)}.")
+    return names
+
+
+def fail(message: str) -> None:
+    """Ends a program as a wrong option does: one line, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def version_of(package: str) -> str | None:

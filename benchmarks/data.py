@@ -5,19 +5,23 @@
 
 The peer is the pipeline that a SeqIO trainer runs on the same tasks and vocabulary: `seqio.get_dataset` with
 `EncDecFeatureConverter` (fixed lengths, as SeqIO has them), shuffled, batched, read as numpy. Both give padded batches
-of encoder inputs, decoder inputs and targets. Every contender runs in a process of its own; CPU seconds (of all its
-threads) and wall seconds count from the second batch on. Prints a table, writes JSON.
+of encoder inputs, decoder inputs and targets. Every contender runs in a process of its own, those that read in turns,
+--rounds times, the order reversed every round; caching once. CPU seconds (of all its threads) and wall seconds count
+from the second batch on. Prints a table of medians with slowest and fastest, writes JSON.
 """
 
 import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import contest
 
 CONTENDERS = ("caching", "seqio", "loader", "pretraining")
 
@@ -142,13 +146,15 @@ def run_caching(arguments) -> dict:
     }
 
 
-def run_all(arguments) -> dict:
-    """Each contender in a child process, in turn."""
-    results: dict[str, dict] = {}
+def run_all(arguments) -> dict[str, list[dict]]:
+    """{contender: its rounds}, each in a child process, in turn."""
+    results: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
+    caching, *readers = CONTENDERS
     with tempfile.TemporaryDirectory() as scratch:
-        for contender in CONTENDERS:
+        turns = [reader for number in range(arguments.rounds) for reader in readers[:: -1 if number % 2 else 1]]
+        for contender in [caching, *turns]:
             out = Path(scratch, f"{contender}.json")
-            caching = results.get("caching", {"task_names": [], "max_lengths": (1, 1)})
+            cached = results[caching][0] if results[caching] else {"task_names": [], "max_lengths": (1, 1)}
             command = [
                 sys.executable,
                 __file__,
@@ -158,47 +164,68 @@ def run_all(arguments) -> dict:
             ]
             command += [f"--cache_dir={arguments.cache_dir or scratch + '/cache'}", f"--seconds={arguments.seconds}"]
             command += [f"--vocabulary={arguments.vocabulary}", f"--task_modules={arguments.task_modules}"]
-            command += [f"--task_names={','.join(caching['task_names'])}", f"--batch_size={arguments.batch_size}"]
-            command += ["--max_lengths", *map(str, caching["max_lengths"])]
+            command += [f"--task_names={','.join(cached['task_names'])}", f"--batch_size={arguments.batch_size}"]
+            command += ["--max_lengths", *map(str, cached["max_lengths"])]
             environment = os.environ | {
                 "CODEGEN2_JAX_VOCABULARY": arguments.vocabulary,
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, sys.path)]),
             }
-            subprocess.run(command, env=environment, check=True)
-            results[contender] = json.loads(out.read_text(encoding="utf-8"))
+            if code := subprocess.run(command, env=environment).returncode:
+                raise SystemExit(f"error: {contender} ended with code {code}; see its message above.")
+            results[contender].append(json.loads(out.read_text(encoding="utf-8")))
     return results
 
 
-def print_table(results: dict) -> None:
-    print(f"{'':12} {'examples/s':>12} {'per CPU s':>12} {'tokens per CPU s':>18} {'real tokens':>12}")
-    for name, row in results.items():
-        share = f"{row['real_share']:.0%}" if "real_share" in row else ""
-        rates = (row["examples"] / row["wall_seconds"], row["examples"] / row["cpu_seconds"])
-        print(f"{name:12} {rates[0]:12,.0f} {rates[1]:12,.0f} {row['tokens'] / row['cpu_seconds']:18,.0f} {share:>12}")
-    loader, seqio = (results[name]["examples"] / results[name]["cpu_seconds"] for name in ("loader", "seqio"))
-    print(f"loader from the cache against the SeqIO pipeline: {loader / seqio:.1f} x per CPU second")
+def rates(rounds: list[dict], seconds: str) -> tuple[float, float, float]:
+    """Examples per second: median, slowest, fastest."""
+    found = [one["examples"] / one[seconds] for one in rounds]
+    return statistics.median(found), min(found), max(found)
+
+
+def print_table(results: dict[str, list[dict]]) -> None:
+    names = ("", "examples/s", "slowest - fastest", "per CPU second", "slowest - fastest", "real tokens among all")
+    print(f"| {' | '.join(names)} |\n" + "|---" * len(names) + "|")
+    for name, rounds in results.items():
+        cells = [name]
+        for seconds in ("wall_seconds", "cpu_seconds"):
+            median, slowest, fastest = rates(rounds, seconds)
+            cells += [f"{median:,.0f}", f"{slowest:,.0f} - {fastest:,.0f}" if len(rounds) > 1 else ""]
+        cells += [f"{rounds[0]['real_share']:.0%}" if "real_share" in rounds[0] else ""]
+        print(f"| {' | '.join(cells)} |")
+    print(f"loader from the cache against the SeqIO pipeline: {times_seqio(results):.1f} x per CPU second")
+
+
+def times_seqio(results: dict[str, list[dict]]) -> float:
+    """The loader's examples per CPU second, as a multiple of SeqIO's."""
+    loader, seqio = (rates(results[name], "cpu_seconds")[0] for name in ("loader", "seqio"))
+    return loader / seqio
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = contest.Parser(__doc__)
     root = Path(__file__).resolve().parents[1]
     parser.add_argument("--tasks", default="pytask_cl", help="streams or tasks, comma separated")
     parser.add_argument("--task_modules", default="tasks.pytask_cl")
-    parser.add_argument("--vocabulary", default=str(root / "codegen2_jax" / "pretrained" / "nano_t5"))
+    vocabulary = root / "codegen2_jax" / "pretrained" / "nano_t5"
+    parser.add_argument("--vocabulary", type=contest.folder, default=str(vocabulary))
     parser.add_argument("--cache_dir", default="", help="default: a temporary one")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each reading contender")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rounds", type=contest.count, default=3, help="of the reading contenders")
+    parser.add_argument("--batch_size", type=contest.count, default=32)
     parser.add_argument("--out", default="benchmarks/results/data.json")
     for internal in ("--contender", "--task_names"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     parser.add_argument("--max_lengths", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender is None:
-        results = run_all(arguments)
+        if not 0 < arguments.seconds < float("inf"):
+            contest.fail(f"--seconds={arguments.seconds:g} must be above 0 and finite.")
+        settings = {name: getattr(arguments, name) for name in ("tasks", "task_modules", "batch_size", "seconds")}
+        machine, results = contest.machine(os.cpu_count()), run_all(arguments)
         print_table(results)
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        report = {"machine": machine, "settings": settings, "times_seqio": times_seqio(results), "contenders": results}
+        contest.write(Path(arguments.out), report)
         return
     result = globals()[f"run_{arguments.contender}"](arguments)
     Path(arguments.out).write_text(json.dumps(result), encoding="utf-8")

@@ -122,12 +122,11 @@ def agreement(results: dict[str, dict]) -> dict:
 def main() -> None:
     options = codetask.parser(__doc__, batch_size=16, out="benchmarks/results/decode.json")
     options.add_argument("--num_beams", default="1,5")
-    options.add_argument("--rows_per_task", type=int, default=16)
-    options.add_argument("--max_length", type=int, default=64)
+    options.add_argument("--rows_per_task", type=contest.count, default=16)
+    options.add_argument("--max_length", type=contest.count, default=64)
     arguments = options.parse_args()
-    searches = {
-        f"{beams} beams": functools.partial(prepare, arguments, int(beams)) for beams in arguments.num_beams.split(",")
-    }
+    widths = contest.counts("num_beams", arguments.num_beams)
+    searches = {f"{beams} beams": functools.partial(prepare, arguments, beams) for beams in widths}
     codetask.drive(__file__, arguments, searches, CONTENDERS, compare=agreement)
 
 

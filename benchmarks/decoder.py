@@ -301,19 +301,23 @@ def main() -> None:
     options = common.parser(__doc__, contenders="jax,torch", batch_size=4, out=out)
     options.add_argument("--vocabulary", default="../shared/data/tokenizers/gpt2", help="directory of GPT-2's files")
     options.add_argument("--modes", default="train,greedy,sample")
-    options.add_argument("--length", type=int, default=512, help="tokens of a window")
-    options.add_argument("--steps", type=int, default=2, help="training steps of a round")
-    options.add_argument("--prompts", type=int, default=4)
-    options.add_argument("--samples", type=int, default=4, help="of each prompt")
-    options.add_argument("--prompt_length", type=int, default=128)
-    options.add_argument("--new_tokens", type=int, default=64)
+    options.add_argument("--length", type=contest.count, default=512, help="tokens of a window")
+    options.add_argument("--steps", type=contest.count, default=2, help="training steps of a round")
+    options.add_argument("--prompts", type=contest.count, default=4)
+    options.add_argument("--samples", type=contest.count, default=4, help="of each prompt")
+    options.add_argument("--prompt_length", type=contest.count, default=128)
+    options.add_argument("--new_tokens", type=contest.count, default=64)
     options.add_argument("--temperature", type=float, default=0.8)
     options.add_argument("--top_p", type=float, default=0.95)
     options.add_argument("--seed", type=int, default=0, help="of weights, windows and prompts")
     arguments = options.parse_args()
-    if arguments.tiny:
-        vars(arguments).update(TINY_WORK)
-    variants = {mode: functools.partial(prepare, arguments, mode) for mode in arguments.modes.split(",")}
+    if arguments.tiny:  # once more: what is given holds
+        options.set_defaults(**TINY_WORK)
+        arguments = options.parse_args()
+    modes = contest.members("modes", arguments.modes, ("train", "greedy", "sample"))
+    if not arguments.tiny and not arguments.contender:
+        contest.check_folders(vocabulary=arguments.vocabulary)
+    variants = {mode: functools.partial(prepare, arguments, mode) for mode in modes}
     common.drive(
         __file__,
         arguments,

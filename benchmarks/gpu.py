@@ -6,7 +6,8 @@
 
   peak      a square product of random bfloat16 numbers, in JAX and in torch: what the GPU gives
   pretrain  CodeGen2-1B, AdamW, windows of 2,048 tokens in bfloat16, with cudnn's and xla's attention: tokens/s, and the
-            share of the GPU's peak that the model's own FLOPs are (MFU; causal scores count half, recomputation not)
+            share of the GPU's peak that the model's own FLOPs are (MFU; causal scores count half, recomputation not; of
+            finetuning and pools padding too, since it is computed)
   finetune  CodeT5-small and -large, AdamW on all weights, on batches of CodeTask-CL, each of one task; without
             --data_dir on random tokens of the real lengths. Both sides train on the same records: ours in the loader's
             batches (like lengths together, three shapes), torch's shuffled, each batch padded to its longest row
@@ -17,19 +18,24 @@
             mostly below 10 tokens, near to a trained model's. Unscaled they are almost even, and top-p keeps 33,000
             tokens, which no model in use makes it do
 
-Torch attends by sdpa where transformers has it for the architecture (T5, not CodeGen) and is compiled; where compiling
-fails or takes more than 90 seconds it runs as it is. The note of a row says which.
+Torch attends by sdpa where transformers has it for the architecture (T5, not CodeGen) and is compiled, for samples as
+transformers does it: a cache of fixed length, and each token a replayed CUDA graph. Where compiling fails or takes more
+than 90 seconds it runs as it is. The note of a row says which. Rates are medians of 3 rounds, with slowest and fastest.
 
-Every measurement is a process of its own, so that its peak of memory is its own and a failure is a row, not the end.
-The report (--out) is written after every row. A second call adds the rows that are missing, were left out or failed to
-the report that is there; --again measures the rest anew as well. It must have the same settings, versions and GPU: with
-others it ends with an error, so that no table mixes them. What --minutes do not reach is listed as left out, and so are
-the rows of a library that is not installed. Torch runs where it sees the GPU (with --smoke: on the CPU).
+Every measurement is a process of its own, so that its peak of memory (of what arrays held, by each library's own
+account) is its own and a failure is a row, not the end; the end of what a failed row said stands in the report, and the
+exit code is then 1. The report (--out) is written after every row. A second call adds the rows that are missing, were
+left out or failed to the report that is there; --again measures the rest anew as well. It must have the same settings,
+versions and GPU: with others it ends with an error, so that no table mixes them. What --minutes do not reach is listed
+as left out, and so are the rows of a library that is not installed. Torch runs where it sees the GPU (with --smoke: on
+the CPU).
 """
 
 import argparse
 import functools
+import gc
 import json
+import math
 import os
 import signal
 import subprocess
@@ -57,6 +63,7 @@ SMOKE |= dict(batches_per_task=1, samples=(1, 2), prompt=8, new_tokens=4, square
 SMOKE |= dict(compile_limit=90)
 SHARPNESS = 6.0  # standard deviation of the logits that samples are drawn from
 NO_GPU, STOPPED = "JAX sees no GPU", "stopped after"
+OUTPUT = 4000  # characters that are kept of what a failed row said
 
 
 class LeftOut(Exception):
@@ -151,7 +158,10 @@ def jax_sample(work: dict, batch: int) -> dict:
         params |= {"head": sharpened(params["head"])}
         return jax.tree.map(lambda w: w.astype("bfloat16") if w.ndim > 1 else w, params)
 
-    params = jax.jit(initial)(jax.random.key(0))
+    # On the host: drawing numbers takes more than twice the memory of the weights, which could be the row's peak.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = jax.jit(initial)(jax.random.key(0))
+    params = jax.device_put(params, jax.local_devices()[0])
     prompts_BS = prompts_of(work, config, batch)
     run = functools.partial(sample_once, sampling, model, params, prompts_BS, work["new_tokens"])
     found = timed(run, work)
@@ -188,19 +198,32 @@ def torch_setup(work: dict):
     return torch, "cuda"
 
 
+def as_it_is(function):
+    return function
+
+
 def torch_timed(run_of: Callable, work: dict, torch, device: str, dynamic: bool | None = None) -> dict:
     """Seconds of the call `run_of(wrap)`, compiled where that works; "compiled" says of a model what ran.
 
-    wrap: takes a module or a function to its compiled form, or leaves it as it is; nothing is compiled on a CPU.
+    wrap: takes a module or a function to its compiled form, or is `as_it_is`; nothing is compiled on a CPU.
     dynamic: whether one program is to hold for all lengths, as `torch.compile` has it.
     """
 
     def stop(*_):
         raise TimeoutError(f"more than {work['compile_limit']} s")
 
+    def mark() -> Callable:
+        """Waits, when called, for what the device was given up to now."""
+        if device != "cuda":
+            return lambda: None
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
+
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     note, start = "not compiled", time.perf_counter()
     if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # making the model is no part of the work
         signal.signal(signal.SIGALRM, stop)  # many layers can take longer than the row has
         signal.alarm(work["compile_limit"])
         try:
@@ -212,12 +235,15 @@ def torch_timed(run_of: Callable, work: dict, torch, device: str, dynamic: bool 
             reason = next(iter(str(error).strip().splitlines()), "")
             note = f"not compiled ({type(error).__name__}: {reason[:80]})"
             torch.compiler.reset()
-            torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
         finally:
             signal.alarm(0)
     if note != "compiled":
-        run = run_of(lambda function: function)
+        if device == "cuda":  # behind the except clause, whose error keeps all that the failed call held
+            run = None
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        run = run_of(as_it_is)
         run()
         wait()
     first = time.perf_counter() - start
@@ -225,11 +251,13 @@ def torch_timed(run_of: Callable, work: dict, torch, device: str, dynamic: bool 
     wait()
     rates = []
     for _ in range(3):
-        start, count = time.perf_counter(), 0
+        start, count, previous = time.perf_counter(), 0, lambda: None
         while not count or time.perf_counter() - start < work["least"]:
+            # One call behind, as `steps.seconds_of` waits for ours: the device always has another to go on with.
             run()
-            wait()
-            count += 1
+            previous()
+            previous, count = mark(), count + 1
+        wait()
         rates.append((time.perf_counter() - start) / count)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else contest.peak_gib()
     rates.sort()
@@ -247,11 +275,13 @@ def torch_peak(work: dict) -> dict:
 
 def torch_model(automatic: str, config, device: str, dtype):
     """(model, how its attention is computed): sdpa where transformers has it for this architecture."""
+    import torch
     import transformers
 
     for attention in ("sdpa", "eager"):
         try:
-            model = getattr(transformers, automatic).from_config(config, attn_implementation=attention)
+            with torch.device(device):  # drawing a billion numbers on the host takes longer than measuring
+                model = getattr(transformers, automatic).from_config(config, attn_implementation=attention, dtype=dtype)
         except ValueError:
             continue
         return model.to(device=device, dtype=dtype), attention
@@ -365,7 +395,7 @@ def torch_pairs(work: dict, model: str, pool: bool) -> dict:
 def torch_sample(work: dict, batch: int) -> dict:
     torch, device = torch_setup(work)
     model, attention = torch_decoder(work, device, torch.bfloat16)
-    model, plain = model.eval(), model.forward
+    model.eval()
     with torch.no_grad():
         model.lm_head.weight.copy_(sharpened(model.lm_head.weight.float()))
     prompts = torch.from_numpy(prompts_of(work, steps.config_of(work["decoder"]), batch).astype(np.int64)).to(device)
@@ -373,15 +403,28 @@ def torch_sample(work: dict, batch: int) -> dict:
     options |= dict(max_new_tokens=work["new_tokens"], min_new_tokens=work["new_tokens"])
 
     def run_of(wrap):
-        model.forward = wrap(plain)
+        from transformers import StaticCache
+
+        cache = None
+        if wrap is not as_it_is:  # not used: with a static cache transformers compiles by itself
+            cache = StaticCache(config=model.config, max_cache_len=work["prompt"] + work["new_tokens"])
 
         def run():
-            with torch.inference_mode():
-                model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+            if cache is None:
+                with torch.inference_mode():
+                    tokens = model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+            else:
+                cache.reset()  # the same one each time: a graph is replayed on the memory it was recorded on
+                tokens = model.generate(
+                    prompts, attention_mask=torch.ones_like(prompts), past_key_values=cache, **options
+                )
+                if device == "cuda" and not hasattr(model, "_compiled_call"):
+                    raise RuntimeError("transformers left it uncompiled")
+            assert tokens.shape[1] == work["prompt"] + work["new_tokens"], "a sample ended early"
 
         return run
 
-    found = torch_timed(run_of, work, torch, device, dynamic=True)
+    found = torch_timed(run_of, work, torch, device)
     rate = batch * work["new_tokens"] / found["seconds"]
     return found | {"tokens_per_second": rate, "note": f"{attention} attention, {found['compiled']}"}
 
@@ -448,6 +491,7 @@ def plan(work: dict) -> dict[str, tuple[str, dict]]:
     pretrain = lambda attention, remat: ("jax_pretrain", {"attention": attention, "remat": remat})  # noqa: E731
     rows = {"peak, jax": ("jax_peak", {}), f"pretrain {decoder}, jax cudnn": pretrain("cudnn", "dots_no_batch")}
     rows[f"pretrain {decoder}, torch"] = ("torch_pretrain", {})
+    rows[f"pretrain {decoder}, jax cudnn, remat none"] = pretrain("cudnn", "none")
     pairs = {
         model: {
             f"{'pool' if pool else 'finetune'} {model}, {side}": (f"{side}_pairs", {"model": model, "pool": pool})
@@ -473,14 +517,16 @@ def chosen(rows: dict, asked: str) -> list[str]:
     parts = [part.strip() for part in asked.split(",") if part.strip()]
     unknown = [part for part in parts if not any(part in name for name in rows)]
     if unknown:
-        fail(f"--rows={asked}: no row's name contains {', '.join(map(repr, unknown))}; rows: {'; '.join(rows)}.")
+        names = ", ".join(map(repr, unknown))
+        contest.fail(f"--rows={asked}: no row's name contains {names}; rows: {'; '.join(rows)}.")
     return [name for name in rows if not parts or name == "peak, jax" or any(part in name for part in parts)]
 
 
-def fail(message: str) -> None:
-    """Ends the program as a wrong option does."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def why(said: str, code: int) -> str:
+    """What ended a process, in a line: a signal's name, where that was it, and the error that it told."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}; it said: {steps.last_error(said)}"
+    return steps.last_error(said)
 
 
 def measured(function: str, arguments: dict, work: dict, limit_s: float) -> dict:
@@ -489,18 +535,28 @@ def measured(function: str, arguments: dict, work: dict, limit_s: float) -> dict
         out, said = Path(scratch, "row.json"), Path(scratch, "said")
         task = json.dumps({"function": function, "arguments": arguments, "work": work, "out": str(out)})
         # JAX gives memory back and takes what it needs, so that the peak is the program's; 0.95 of all at most.
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
-        environment |= {"JAX_PLATFORMS": "cpu"} if work["smoke"] or function.startswith("torch") else {}
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_CLIENT_MEM_FRACTION": "0.95"}
+        environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # its old name; JAX refuses both together
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        if work["smoke"] or function.startswith("torch"):
+            environment["JAX_PLATFORMS"] = "cpu"
+        elif platforms and "cpu" not in platforms.split(","):
+            environment["JAX_PLATFORMS"] = f"{platforms},cpu"  # where the weights of samples are drawn
         command = [sys.executable, __file__, f"--row={task}"]
         # A file, no pipe: the compiler's processes, which torch leaves for a moment, would hold a pipe open.
         with said.open("wb") as noise:
             try:
                 done = subprocess.run(command, env=environment, stdout=noise, stderr=noise, timeout=limit_s)
             except subprocess.TimeoutExpired:
-                return {"failed": f"{STOPPED} {limit_s:.0f} s; --row_minutes gives more"}
+                reason = f"{STOPPED} {limit_s:.0f} s; --row_minutes gives more"
+                return {"failed": reason, "output": said.read_text(errors="replace")[-OUTPUT:]}
+        text = said.read_text(errors="replace")
         if done.returncode or not out.exists():
-            return {"failed": steps.last_error(said.read_text(errors="replace"))}
-        return json.loads(out.read_text())
+            return {"failed": why(text, done.returncode), "output": text[-OUTPUT:]}
+        row = json.loads(out.read_text())
+        if "left_out" in row and row["left_out"] == NO_GPU and text.strip():  # JAX says why, and goes on with the CPU
+            row["told"] = steps.last_error(text)
+        return row
 
 
 def one_row(task: dict) -> dict:
@@ -523,7 +579,7 @@ def one_row(task: dict) -> dict:
         if not error.name:  # transformers' word for an import of its own that failed
             raise
         return {"left_out": f"{error.name} is not installed"}
-    return found | ({"device": device} if "seconds" in found else {})
+    return found | ({"device": device, "date": time.strftime("%Y-%m-%d")} if "seconds" in found else {})
 
 
 def peak_of(results: dict, device: str) -> tuple[float, str]:
@@ -544,6 +600,11 @@ def device_of(results: dict, side: str = "") -> str | None:
     return next((row["device"] for name, row in results.items() if "device" in row and side in name), None)
 
 
+def dates_of(results: dict) -> str:
+    """The days on which the rows were measured."""
+    return ", ".join(sorted({row["date"] for row in results.values() if "date" in row})) or "nothing was measured"
+
+
 def report_of(results: dict, work: dict, machine: dict) -> dict:
     device = device_of(results) or "unknown"
     peak, origin = peak_of(results, device)
@@ -560,11 +621,11 @@ def earlier(out: Path, work: dict, machine: dict) -> tuple[dict, dict]:
         rows, before = report["rows"], report["machine"]
         then = report["settings"] | before["versions"]
     except (ValueError, KeyError, TypeError) as error:
-        fail(f"{out} is no report of this program ({error!r}); give another --out.")
+        contest.fail(f"{out} is no report of this program ({error!r}); give another --out.")
     now = json.loads(json.dumps(work | machine["versions"]))
     other = [f"{name}={then.get(name)!r}" for name in now | then if now.get(name) != then.get(name)]
     if other:
-        fail(f"{out} was measured with {', '.join(other)}; give another --out, or delete it to start anew.")
+        contest.fail(f"{out} was measured with {', '.join(other)}; give another --out, or delete it to start anew.")
     return rows, before
 
 
@@ -584,17 +645,25 @@ def said_of(row: dict) -> str:
     return next(f"{key}: {row[key]}" for key in ("failed", "skipped", "left_out") if key in row)
 
 
+def spread_of(row: dict) -> str:
+    """The slowest and the fastest round: of the rate, or of TFLOP/s where there is none."""
+    unit, rate = rate_of(row)
+    fastest, slowest = (row["seconds"] / seconds * (rate if unit else row["tflops"]) for seconds in row["spread"])
+    return f"{slowest:,.0f} - {fastest:,.0f}" if unit else f"{slowest:.1f} - {fastest:.1f} TFLOP/s"
+
+
 def table(results: dict, peak: float) -> str:
     """Rows as text: rates, the share of the peak, memory, and ours against torch's row of the same work."""
-    lines = ["| work | per second | TFLOP/s | of peak | peak GiB | x torch | compile s | note |", "|" + "---|" * 8]
+    names = ["work", "per second", "slowest - fastest", "TFLOP/s", "of peak", "peak GiB", "x torch", "compile s"]
+    lines = ["| " + " | ".join([*names, "note"]) + " |", "|" + "---|" * (len(names) + 1)]
     for name, row in results.items():
         if "seconds" not in row:
-            lines.append(f"| {name} | - | - | - | - | - | - | {said_of(row)} |")
+            lines.append(f"| {name} | - | - | - | - | - | - | - | {said_of(row)} |")
             continue
         unit, rate = rate_of(row)
         other = results.get(f"{name.split(', ')[0]}, torch", {})
         ratio = other.get("seconds", 0) and row["seconds"] and other["seconds"] / row["seconds"]
-        cells = [name, f"{rate:,.0f} {unit}" if unit else "-"]
+        cells = [name, f"{rate:,.0f} {unit}" if unit else "-", spread_of(row)]
         cells += [f"{row['tflops']:.1f}", f"{row['tflops'] / peak:.1%}"] if "tflops" in row else ["-", "-"]
         cells += [f"{row['peak_gib']:.1f}" if "peak_gib" in row else "-"]
         cells += [f"{ratio:.2f}" if ratio and ", jax" in name else "-", f"{row['compile_seconds']:.0f}"]
@@ -602,8 +671,22 @@ def table(results: dict, peak: float) -> str:
     return "\n".join(lines)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Ends the program where an option cannot be meant, before a row takes its time to fail of it."""
+    if bool(arguments.data_dir) != bool(arguments.vocabulary):
+        contest.fail("--data_dir and --vocabulary belong together: records and the tokenizer they need.")
+    if arguments.data_dir and arguments.smoke:
+        contest.fail("--smoke trains tiny models on random records; give it no --data_dir.")
+    if arguments.data_dir:
+        contest.check_folders(data_dir=arguments.data_dir, vocabulary=arguments.vocabulary)
+    for name, least in (("minutes", 0), ("row_minutes", 0.1), ("batch_rows", 1)):
+        value = getattr(arguments, name)
+        if value is not None and not least <= value < math.inf:
+            contest.fail(f"--{name}={value:g} must be at least {least} and finite.")
+
+
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = contest.Parser(__doc__)
     options.add_argument("--smoke", action="store_true", help="everything tiny, on a CPU")
     options.add_argument("--data_dir", default="", help="CodeTask-CL's files; without: random tokens, real lengths")
     options.add_argument("--vocabulary", default="", help="directory of CodeT5's tokenizer files, with --data_dir")
@@ -619,17 +702,17 @@ def main() -> None:
         task = json.loads(arguments.row)
         Path(task["out"]).write_text(json.dumps(one_row(task)))
         return
-    if bool(arguments.data_dir) != bool(arguments.vocabulary):
-        fail("--data_dir and --vocabulary belong together: records and the tokenizer they need.")
+    check(arguments)
     work = dict(SMOKE if arguments.smoke else REAL)
     work |= {"smoke": arguments.smoke, "data_dir": arguments.data_dir, "vocabulary": arguments.vocabulary}
-    if arguments.batch_rows:
+    if arguments.batch_rows is not None:
         work["rows"] = arguments.batch_rows
     out = Path(arguments.out) if arguments.out else None if arguments.smoke else Path("benchmarks/results/gpu.json")
     rows, machine = plan(work), contest.machine(os.cpu_count())
     names = chosen(rows, arguments.rows)
     results, machine = earlier(out, work, machine) if out else ({}, machine)
     names = [name for name in names if arguments.again or not is_done(results.get(name, {}))]
+    failed = []
     # What failed before may fail again and take its time: behind what was not tried.
     for name in sorted(names, key=lambda name: "failed" in results.get(name, {})):
         left, start = arguments.minutes * 60 - (time.perf_counter() - BEGAN), time.perf_counter()
@@ -641,12 +724,15 @@ def main() -> None:
         if row.get("failed", "").startswith(STOPPED) and limit == left:
             row = {"left_out": "no time was left to finish it"}
         if row.get("left_out") == NO_GPU:
-            fail(f"{NO_GPU}; install codegen2_jax[cuda], or use --smoke.")
+            told = f" It said: {row['told']}" if "told" in row else ""
+            contest.fail(f"{NO_GPU}; install codegen2_jax[cuda] or [cuda12], or use --smoke.{told}")
         before = device_of(results, name.split(", ")[1].split()[0])
         if "device" in row and before and row["device"] != before:
-            fail(f"{out} was measured on {before}, and this is {row['device']}; give another --out.")
+            contest.fail(f"{out} was measured on {before}, and this is {row['device']}; give another --out.")
         if is_done(row) or not is_done(results.get(name, {})):
             results[name] = row
+        if "failed" in row:
+            failed.append(name)
         results = {name: results[name] for name in rows if name in results}
         if out:  # at once: whatever ends the program later, this row is kept
             json_files.write(out, report_of(results, work, machine))
@@ -656,9 +742,13 @@ def main() -> None:
     report = report_of(results, work, machine)
     found = report["machine"]
     print(f"\n{found['device']}, peak {found['peak_tflops']:.4g} TFLOP/s in bfloat16 ({found['peak_from']})")
+    print(f"{', '.join(f'{name} {version}' for name, version in found['versions'].items())}; {dates_of(results)}")
     print(f"{report['table']}\n")
     if out:
         contest.write(out, report)
+    if failed:
+        print(f"error: {len(failed)} of {len(names)} rows failed: {'; '.join(failed)}.", file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

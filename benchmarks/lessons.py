@@ -9,7 +9,6 @@ what was measured of a run lies beside it. Writes OUT.md and OUT.json (default b
 every cell. All other flags go to codegen2_jax.train.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -60,7 +59,9 @@ CLAIMS = [
 def train(cell: str, place: Path, seeds: str, more: list[str]) -> list[Path]:
     """The run directories of every seed of a cell, after running what is not there yet."""
     command = [sys.executable, "-m", "codegen2_jax.sweep", f"--gin_file=ablation/{cell}.gin", f"--seeds={seeds}"]
-    subprocess.run([*command, f"--sweep_dir={place / cell}", *more], check=True, cwd=ROOT)
+    # A sweep that fails has said why.
+    if code := subprocess.run([*command, f"--sweep_dir={place / cell}", *more], cwd=ROOT).returncode:
+        raise SystemExit(code)
     wanted = json.loads((ROOT / place / cell / "sweep.json").read_text(encoding="utf-8"))["runs"]
     return [ROOT / one["directory"] for one in wanted]
 
@@ -187,7 +188,7 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = contest.Parser(__doc__)
     parser.add_argument("--cells", default=",".join(CELLS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--runs", type=Path, default=Path("runs", "lessons"))

@@ -57,7 +57,9 @@ def compared(model: str, shape: tuple[int, int, int], setting: str, *, process: 
         rows[name] = {"compiled": compiled_row(task)}
         if process:
             command = [sys.executable, __file__, f"--process={json.dumps(task)}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"error: {name}, {setting}: {steps.last_error(done.stderr)}")
             rows[name]["process"] = json.loads(done.stdout)
     return rows
 
@@ -72,8 +74,9 @@ def ratios(rows: dict) -> dict[str, float]:
 
 def main() -> None:
     options = common.Options(__doc__, out="benchmarks/results/memory.json")
-    options.add_argument("--model", default="codet5-small")
-    options.add_argument("--shape", type=int, nargs=3, default=(8, 256, 128), metavar=("ROWS", "SOURCE", "TARGET"))
+    options.add_argument("--model", choices=steps.T5_SHAPES, default="codet5-small")
+    shape = dict(type=contest.count, nargs=3, metavar=("ROWS", "SOURCE", "TARGET"))
+    options.add_argument("--shape", **shape, default=(8, 256, 128))
     options.add_argument("--settings", default=",".join(SETTINGS))
     options.add_argument("--compiled_only", action="store_true", help="nothing runs, so a busy machine will do")
     options.add_argument("--process", help=argparse.SUPPRESS)
@@ -81,10 +84,13 @@ def main() -> None:
     if arguments.process:
         print(json.dumps(process_row(json.loads(arguments.process))))
         return
-    model, shape = ("tiny-t5", (2, 16, 8)) if arguments.tiny else (arguments.model, tuple(arguments.shape))
-    results = {}
+    if arguments.tiny:  # once more: what is given holds
+        options.set_defaults(model="tiny-t5", shape=(2, 16, 8))
+        arguments = options.parse_args()
+    model, shape, results = arguments.model, tuple(arguments.shape), {}
+    settings = contest.members("settings", arguments.settings, SETTINGS)
     print("| MiB | arguments | temporaries | peak, compiled | added to the process |\n|---|---|---|---|---|")
-    for setting in arguments.settings.split(","):
+    for setting in settings:
         rows = compared(model, shape, setting, process=not arguments.compiled_only)
         for name, row in rows.items():
             cells = [f"{row['compiled'][part]:,.0f}" for part in ("arguments", "temporaries", "peak")]

@@ -8,7 +8,6 @@ Runs are sweeps below --runs (default runs/methods_<stream>), so a finished run 
 continues. Writes benchmarks/results/methods_<stream>.{md,json}. All other flags go to codegen2_jax.train.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -43,7 +42,8 @@ def run(method: str, place: Path, stream: str, seeds: str, more: list[str]) -> l
     """scores.json of every seed of a method, after running what is not there yet."""
     command = [sys.executable, "-m", "codegen2_jax.sweep", f"--gin_file={method}.gin"]
     command += [f"--gin_file=streams/{stream}.gin", f"--seeds={seeds}", f"--sweep_dir={place / method}", *more]
-    subprocess.run(command, check=True, cwd=ROOT)
+    if code := subprocess.run(command, cwd=ROOT).returncode:  # the sweep has said why
+        raise SystemExit(code)
     wanted = json.loads((place / method / "sweep.json").read_text(encoding="utf-8"))["runs"]
     return [json.loads((ROOT / one["directory"] / "scores.json").read_text(encoding="utf-8")) for one in wanted]
 
@@ -120,14 +120,14 @@ def order(found: dict[str, list[dict]]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = contest.Parser(__doc__)
     parser.add_argument("--stream", default="pytask_cl")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--methods", default=",".join(PAPER_ROWS))
     parser.add_argument("--runs", type=Path)
     arguments, more = parser.parse_known_args()
     place = arguments.runs or Path("runs", f"methods_{arguments.stream}")
-    methods = arguments.methods.split(",")
+    methods = contest.members("methods", arguments.methods, PAPER_ROWS)
     found = {method: run(method, place, arguments.stream, arguments.seeds, more) for method in methods}
     lines, ranks, machine = table(found), order(found), contest.machine(os.cpu_count())
     note = (

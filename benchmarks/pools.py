@@ -8,7 +8,6 @@ below --runs: what is finished with these very flags is not run again. Writes re
 other flags go to codegen2_jax.train.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -43,7 +42,9 @@ def run(cell: str, place: Path, stream: str, seeds: str, more: list[str]) -> lis
     command += [f"--gin_file=streams/{stream}.gin", "--gin.RETRIEVAL_ONLY=True", f"--seeds={seeds}"]
     done = subprocess.run([*command, f"--sweep_dir={place / cell}", *more], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+        said = next(iter(done.stderr.strip().splitlines()[-1:]), "no message").removeprefix("error: ")
+        print(f"error: {cell} ended with {done.returncode}: {said}", file=sys.stderr)
+        raise SystemExit(done.returncode)
     wanted = json.loads((ROOT / place / cell / "sweep.json").read_text(encoding="utf-8"))["runs"]
     return [json.loads((ROOT / one["directory"] / "retrieval.json").read_text(encoding="utf-8")) for one in wanted]
 
@@ -72,7 +73,7 @@ def ends(records: list[dict]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = contest.Parser(__doc__)
     parser.add_argument("--stream", default="pytask_cl")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--cells", default=",".join(cells()))
@@ -80,7 +81,7 @@ def main() -> None:
     arguments, more = parser.parse_known_args()
     place = arguments.runs or Path("runs", f"pools_{arguments.stream}")
     found: dict[str, list[dict]] = {}
-    names = arguments.cells.split(",")
+    names = contest.members("cells", arguments.cells, cells())
     for index, cell in enumerate(names):
         found[cell] = run(cell, place, arguments.stream, arguments.seeds, more)
         print(f"[{index + 1}/{len(names)}] {cell}", flush=True)

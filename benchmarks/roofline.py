@@ -11,6 +11,7 @@ not see: residual additions and norms, the scan, what the compiler fuses across 
 """
 
 import common
+import contest
 import steps
 
 from codegen2_jax import start_up
@@ -169,27 +170,32 @@ def optimizer_row(parameters: int, peaks: dict, rounds: int) -> dict:
     return row | {"seconds": found["seconds"], "cpu_seconds": found["cpu_seconds"]}
 
 
+def show(rows: dict[str, dict], heading: str) -> None:
+    """Prints {part: its figures} as Markdown; heading: of the first column."""
+    print(f"| {heading} | GFLOP | GB | floor s | measured s | CPU s | of floor |\n" + "|---" * 7 + "|")
+    for name, row in rows.items():
+        gigabytes = "-" if row["gb"] is None else f"{row['gb']:.2f}"
+        cells = [f"{row['gflop']:.1f}", gigabytes, f"{row['floor']:.3f}", f"{row['seconds']:.3f}"]
+        cells += [f"{row['cpu_seconds']:.3f}", f"{row['seconds'] / max(row['floor'], 1e-9):.1f}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     options = common.Options(__doc__, out="benchmarks/results/roofline_{model}.json")
-    options.add_argument("--model", default="codet5-small")
+    options.add_argument("--model", default="codet5-small", choices=[*steps.T5_SHAPES, *steps.DECODER_SHAPES])
     options.add_argument("--shape", type=int, nargs=3, default=(8, 256, 128), metavar=("ROWS", "SOURCE", "TARGET"))
     options.add_argument("--dtype", default="float32")
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=contest.count, default=5)
     arguments = options.parse_args()
     model, shape, side = arguments.model, tuple(arguments.shape), 2048
     if arguments.tiny:
         model, side = ("tiny-t5", 128) if model in steps.T5_SHAPES else ("tiny-decoder", 128)
         shape = (2, 8 if model == "tiny-t5" else 0, 8)
     if bool(shape[1]) != (model in steps.T5_SHAPES):
-        raise SystemExit(f"error: --shape {shape}: an encoder-decoder has a source, a decoder's windows have none (0).")
+        contest.fail(f"--shape {shape}: an encoder-decoder has a source, a decoder's windows have none (0).")
     rows, peaks = rows_of(steps.config_of(model, dtype=arguments.dtype), shape, rounds=arguments.rounds, side=side)
     print(f"{peaks['flops'] / 1e9:,.0f} GFLOP/s in a square product, {peaks['bytes'] / 1e9:.1f} GB/s in a copy")
-    print("| part | GFLOP | GB | floor s | measured s | CPU s | of floor |\n" + "|---" * 7 + "|")
-    for name, row in rows.items():
-        gigabytes = "-" if row["gb"] is None else f"{row['gb']:.2f}"
-        cells = [f"{row['gflop']:.1f}", gigabytes, f"{row['floor']:.3f}", f"{row['seconds']:.3f}"]
-        cells += [f"{row['cpu_seconds']:.3f}", f"{row['seconds'] / max(row['floor'], 1e-9):.1f}"]
-        print(f"| {name} | {' | '.join(cells)} |")
+    show(rows, "part")
     report = {"machine": steps.machine(2), "model": model, "shape": shape, "dtype": arguments.dtype, "peaks": peaks}
     common.write_report(arguments.out, report | {"parts": rows})
 

@@ -9,7 +9,8 @@
   vocabulary, vocabulary_blocks the head and its loss at once, and in blocks
   corpus_cache, corpus_loader   examples cached (SeqIO, tokenising, ArrayRecord) and read back in planned batches
 
-Time is processor time of the whole process, medians of rounds: a shared machine disturbs it least. Memory is XLA's
+Time is processor time of the whole process, medians of rounds (of the corpus one run each): a shared machine disturbs
+it least. The report has the least and the most of the rounds too, and each sweep's machine and date. Memory is XLA's
 account of the compiled step, and resident memory for the corpus. A slope of 1 is linear; where more is in the nature of
 the work the table says so. Every sweep is written when it ends, and those that are not asked for stay in --out as they
 are; --tiny writes nothing without --out. Draws results/scaling.png where matplotlib is installed.
@@ -82,7 +83,7 @@ def timed(step: steps.Step, batch: dict, rounds: int) -> dict:
     for _ in range(2):
         step.run(batch)
     found = steps.seconds_of(lambda: step.run(batch)["loss"], rounds=rounds)
-    return {"cpu_seconds": found["cpu_seconds"], "seconds": found["seconds"]}
+    return {name: found[name] for name in ("cpu_seconds", "cpu_spread", "seconds")}
 
 
 def pool_point(name: str, value: int, shape: dict, batch_shape: tuple[int, int, int], rounds: int) -> dict:
@@ -234,34 +235,34 @@ def main() -> None:
     options = common.Options(__doc__, out="benchmarks/results/scaling.json", tiny=tiny)
     root = Path(__file__).resolve().parents[1]
     options.add_argument("--sweeps", default=",".join(SWEEPS))
-    options.add_argument("--vocabulary", default=str(root / "codegen2_jax" / "pretrained" / "nano_t5"))
-    options.add_argument("--rounds", type=int, default=5)
+    vocabulary = root / "codegen2_jax" / "pretrained" / "nano_t5"
+    options.add_argument("--vocabulary", type=contest.folder, default=str(vocabulary))
+    options.add_argument("--rounds", type=contest.count, default=5)
     options.add_argument("--draw_only", action="store_true", help="the curves of --out once more")
     options.add_argument("--point", help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.point:
         serve(json.loads(arguments.point))
-    names = arguments.sweeps.split(",")
-    if unknown := [name for name in names if name not in SWEEPS]:
-        raise SystemExit(f"error: --sweeps names {unknown}; there are {', '.join(SWEEPS)}.")
+    names = contest.members("sweeps", arguments.sweeps, SWEEPS)
     out = arguments.out and Path(arguments.out)
     stored = json.loads(out.read_text()) if out and out.exists() else {}
     results: dict[str, dict] = stored.get("sweeps", {})
     if arguments.draw_only:
         if not results:
             where = f"in {out}" if out else "without --out"
-            raise SystemExit(f"error: --draw_only finds no sweeps {where}; measure first, or give their file by --out.")
+            contest.fail(f"--draw_only finds no sweeps {where}; measure first, or give their file by --out.")
         draw(results, out.with_suffix(".png"))
         return
     if stored and stored.get("tiny") != arguments.tiny:
-        raise SystemExit(f"error: --out={out} holds {'full' if arguments.tiny else 'tiny'} sweeps; give another file.")
+        contest.fail(f"--out={out} holds {'full' if arguments.tiny else 'tiny'} sweeps; give another file.")
     print("| against | values | CPU seconds | MiB | slope of time | at the end | of memory | the work's own |")
     print("|---" * 8 + "|")
     for name in names:
         values, tiny_values, own = SWEEPS[name]
         points = [point(name, value, arguments) for value in (tiny_values if arguments.tiny else values)]
         found = slopes(points)
-        results[name] = {"points": points, "slopes": found, "own": own, "date": contest.machine(2)["date"]}
+        # Its own machine: those that were there already may be of another.
+        results[name] = {"points": points, "slopes": found, "own": own, "machine": contest.machine(2)}
         results[name]["super_linear"] = found["time at the end"] > own + SLACK
         span = [f"{one['cpu_seconds']:.3g}" for one in (points[0], points[-1])]
         sizes = [f"{one['peak']:.4g}" for one in (points[0], points[-1])]

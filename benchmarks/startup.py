@@ -29,6 +29,7 @@ import contest
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, "-m", "codegen2_jax.train"]
 RUN = ["--gin.STEPS_PER_TASK=1", "--gin.EVAL_EXAMPLES=2", "--gin.BATCH_SIZE=4"]
+PARTS = ("import", "help", "first_step")
 AIMS = {"help": 1.0, "warm": 15.0}  # seconds
 
 
@@ -56,13 +57,13 @@ def first_step(arguments: argparse.Namespace, environment: dict, model_dir: Path
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = contest.Parser(__doc__)
     options.add_argument("--gin_files", default="pp_tf.gin,streams/tiny_ci.gin")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--parts", default="import,help,first_step")
+    options.add_argument("--rounds", type=contest.count, default=3)
+    options.add_argument("--parts", default=",".join(PARTS))
     options.add_argument("--out", default="benchmarks/results/startup.json")
     arguments = options.parse_args()
-    parts, rows = arguments.parts.split(","), {}
+    parts, rows = contest.members("parts", arguments.parts, PARTS), {}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryDirectory() as scratch:

@@ -187,7 +187,7 @@ def model_flops(config: Any, batch: dict, *, pool: bool = False) -> float:
     return products + description.attention_flops(config, batch, prompt_tokens=prompt)
 
 
-def seconds_of(run: Callable[[], Any], *, rounds: int = 3, least: float = 0.0, repeats: int = 1) -> dict[str, float]:
+def seconds_of(run: Callable[[], Any], *, rounds: int = 3, least: float = 0.0, repeats: int = 1) -> dict[str, Any]:
     """Wall and CPU seconds of one call, medians over rounds of `repeats` calls (more until `least` seconds passed).
 
     What several calls in a round give must not be donated to the next one: it is waited for.
@@ -211,6 +211,7 @@ def seconds_of(run: Callable[[], Any], *, rounds: int = 3, least: float = 0.0, r
         "fastest": min(wall),
         "slowest": max(wall),
         "cpu_seconds": statistics.median(cpu),
+        "cpu_spread": [min(cpu), max(cpu)],
     }
 
 

@@ -202,9 +202,10 @@ def prepare(arguments, mode: str, work: Path) -> dict:
 def main() -> None:
     options = codetask.parser(__doc__, batch_size=8, out="benchmarks/results/train_step.json")
     options.add_argument("--modes", default="finetune,pool")
-    options.add_argument("--batches_per_task", type=int, default=4)
+    options.add_argument("--batches_per_task", type=contest.count, default=4)
     arguments = options.parse_args()
-    variants = {mode: functools.partial(prepare, arguments, mode) for mode in arguments.modes.split(",")}
+    modes = contest.members("modes", arguments.modes, ("finetune", "pool"))
+    variants = {mode: functools.partial(prepare, arguments, mode) for mode in modes}
     codetask.drive(__file__, arguments, variants, CONTENDERS)
 
 
