@@ -22,6 +22,7 @@ GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "ja
 # PCI ids of TPU v2/v3, v4, v5p, v5e, v6e and 7x, as jax/_src/hardware_utils.py has them.
 TPU_VENDOR, TPU_DEVICES = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 KEEP_ALLOCATOR = "CODEGEN2_JAX_KEEP_ALLOCATOR"
+NEVER = "1e9"  # seconds, more than any program takes to compile: JAX reads what is kept and adds nothing
 
 
 def use_compilation_cache() -> None:
@@ -38,6 +39,25 @@ def use_compilation_cache() -> None:
     if os.environ["JAX_COMPILATION_CACHE_DIR"]:
         # JAX leaves out what took it less than a second. A start has dozens of such programs, half of what it compiles.
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        _say_once_where_none_is_kept(os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def _say_once_where_none_is_kept(folder: str) -> None:
+    """One line for a folder that cannot be written to, where JAX has two for each program; what it holds is read."""
+    if "://" in folder or os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == NEVER:  # a bucket; said already
+        return
+    nearest = next(place for place in (Path(folder), *Path(folder).parents) if os.path.exists(place))
+    if nearest.is_dir() and os.access(nearest, os.W_OK):
+        return
+    print(
+        f"compiled programs are not kept: {folder} cannot be written to; set JAX_COMPILATION_CACHE_DIR to a folder "
+        "that can, or to nothing.",
+        file=sys.stderr,
+    )
+    if os.path.isdir(folder):
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = NEVER
+    else:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 
 def _programs_folder() -> Path:

@@ -355,16 +355,36 @@ def test_all_compiled_programs_are_kept(unset, tmp_path):
     assert os.environ[LEAST] == "0"
 
 
-def test_what_the_user_says_of_compiled_programs_stays(unset, monkeypatch):
-    monkeypatch.setenv(PROGRAMS, "/elsewhere")
-    start_up.use_compilation_cache()
-    assert (os.environ[PROGRAMS], os.environ.pop(LEAST)) == ("/elsewhere", "0")
-    monkeypatch.setenv(LEAST, "2.5")
-    start_up.use_compilation_cache()
-    assert (os.environ[PROGRAMS], os.environ.pop(LEAST)) == ("/elsewhere", "2.5")
+def test_what_the_user_says_of_compiled_programs_stays(unset, monkeypatch, tmp_path, capsys):
+    for elsewhere in (str(tmp_path / "elsewhere"), "gs://bucket/programs"):
+        monkeypatch.setenv(PROGRAMS, elsewhere)
+        start_up.use_compilation_cache()
+        assert (os.environ[PROGRAMS], os.environ.pop(LEAST)) == (elsewhere, "0")
+        monkeypatch.setenv(LEAST, "2.5")
+        start_up.use_compilation_cache()
+        assert (os.environ[PROGRAMS], os.environ.pop(LEAST)) == (elsewhere, "2.5")
+    assert not capsys.readouterr().err
     monkeypatch.setenv(PROGRAMS, "")
     start_up.use_compilation_cache()
     assert os.environ[PROGRAMS] == "" and LEAST not in os.environ
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(unset, monkeypatch, tmp_path, capsys):
+    """What it holds already is still read; a file in its place holds nothing."""
+    (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        for name, left in (("", (str(tmp_path), "1e9")), ("new", ("", "0"))):
+            patch.setenv(PROGRAMS, str(tmp_path / name))
+            patch.setenv(LEAST, "0")
+            start_up.use_compilation_cache()
+            start_up.use_compilation_cache()  # as the restarted process does
+            assert (os.environ[PROGRAMS], os.environ[LEAST]) == left
+    monkeypatch.setenv(PROGRAMS, str(tmp_path / "file" / "programs"))
+    start_up.use_compilation_cache()
+    lines = capsys.readouterr().err.splitlines()
+    assert os.environ[PROGRAMS] == "" and len(lines) == 3
+    assert lines[2].startswith(f"compiled programs are not kept: {tmp_path}/file/programs cannot be written to; set ")
 
 
 def test_without_a_home_nothing_is_kept(unset, monkeypatch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from codegen2_jax.continual.run import Run
-from codegen2_jax.errors import NonFiniteError, PreemptedError
+from codegen2_jax.errors import NonFiniteError, PreemptedError, UserError
 from codegen2_jax.training import pretraining, profiling, run_directory
 from codegen2_jax.training.profiling import Profile
 
@@ -64,9 +64,9 @@ class Tracker:
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     """A pretraining run of 10 steps that ends with a gradient that is not finite; no model and no data behind it."""
-    messages = []
+    messages, loads = [], []
     model = SimpleNamespace(parameters=lambda: 1)
-    source = SimpleNamespace(load=lambda: SimpleNamespace(model=model), init_from="random")
+    source = SimpleNamespace(load=lambda: loads.append(1) or SimpleNamespace(model=model), init_from="random")
     streams = SimpleNamespace(train=SimpleNamespace(iterator=lambda: iter(())))
     data = SimpleNamespace(open=lambda *_, **__: streams, examine=lambda *_: None)
     runtime = SimpleNamespace(
@@ -88,7 +88,7 @@ def job(tmp_path, monkeypatch):
         batch_size=2,
         seed=0,
     )
-    return SimpleNamespace(run=job.run, directory=tmp_path / "run", messages=messages)
+    return SimpleNamespace(run=job.run, directory=tmp_path / "run", messages=messages, loads=loads)
 
 
 def test_pretraining_that_is_lost_keeps_what_was_traced(job):
@@ -96,6 +96,12 @@ def test_pretraining_that_is_lost_keeps_what_was_traced(job):
         job.run(config_text="", profile_steps=(1, 5))
     assert len(traces(job.directory)) == 1
     assert job.messages[-1].startswith("profile of the steps that were taken in ")
+
+
+def test_a_range_behind_the_end_is_refused_before_weights_are_read(job):
+    with pytest.raises(UserError, match="profile_steps=5:11 ends behind the run's last step, 10"):
+        job.run(config_text="", profile_steps=(5, 11))
+    assert not job.loads
 
 
 def test_a_run_that_ends_before_the_range_says_so(job):

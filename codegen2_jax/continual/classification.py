@@ -25,7 +25,7 @@ from codegen2_jax.evaluation.records import write_json
 from codegen2_jax.evaluation.suite import COLUMNS, RESULTS_FILE, rows_of, versions
 from codegen2_jax.evaluation.understanding import write_lines
 from codegen2_jax.metrics import classification
-from codegen2_jax.training import run_directory
+from codegen2_jax.training import profiling, run_directory
 from codegen2_jax.training.checkpoints import Checkpointer
 from codegen2_jax.training.initialisation import ModelSource, check_seed
 from codegen2_jax.training.loop import Clock, raise_if_stopped, run_steps
@@ -78,14 +78,14 @@ class Classification:
 
     # --------------------------------------------------------------------------------------------------- running
 
-    def run(self, *, config_text: str) -> None:
-        """Trains from wherever the run directory stands, and writes evaluation.json."""
+    def run(self, *, config_text: str, profile_steps: tuple[int, int] | None = None) -> None:
+        """Trains from wherever the run directory stands, and writes evaluation.json; profile_steps: to trace."""
         place, digest = Path(self.model_dir), run_directory.config_digest(config_text)
         run_directory.check_config(place, config_text)
         path = place / RESULTS_FILE
         with run_directory.occupied(place), Tracker(place, process_index=jax.process_index()) as tracker:
             if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("config_digest") == digest:
-                tracker.message(f"{place} is finished; its results are in {path}.")
+                tracker.message(f"{place} is finished; its results are in {path}.{profiling.none_left(profile_steps)}")
                 return
             whole = {split: self._questions(split) for split in ("train", "valid", "test")}
             splits = {
@@ -96,7 +96,7 @@ class Classification:
             runtime = Runtime(self, loaded, splits)
             run_directory.write_config(place, config_text)
             with Checkpointer(place / "checkpoints") as checkpoints, StopSignal() as stop:
-                best, meta = self._train(runtime, checkpoints, tracker, stop)
+                best, meta = self._train(runtime, checkpoints, tracker, stop, profile_steps)
             found = runtime.predict(best, "test")
             record = self._record(runtime, splits["test"], found, meta, len(whole["test"])) | {"config_digest": digest}
             if not processes.is_first():
@@ -114,13 +114,22 @@ class Classification:
             raise UserError(f"{self.benchmark} has other answers for every question; a head needs the same ones.")
         return found
 
-    def _train(self, runtime: Runtime, checkpoints: Checkpointer, tracker: Tracker, stop: StopSignal):
+    def _train(
+        self,
+        runtime: Runtime,
+        checkpoints: Checkpointer,
+        tracker: Tracker,
+        stop: StopSignal,
+        profile_steps: tuple[int, int] | None,
+    ):
         """(parameters of the best epoch, meta)."""
         state, best, step, meta = runtime.restore(checkpoints)
         tracker.resume(step)
         tracker.message(f"{runtime.steps_per_epoch} steps an epoch" + (f"; restored step {step}" if step else ""))
         clock, last = Clock(), self.num_epochs * runtime.steps_per_epoch
-        with tracker.progress("finetuning", last, first=step) as progress:
+        ends = {"begins": step, "ends": last, "traces": jax.process_index() == 0}
+        profile = profiling.Profile(profile_steps, self.model_dir, message=tracker.message, **ends)
+        with profile, tracker.progress("finetuning", last, first=step) as progress:
             while step < last and meta["since_best"] <= self.patience:
                 epoch = step // runtime.steps_per_epoch
                 state, step = run_steps(
@@ -134,6 +143,7 @@ class Classification:
                     progress=progress,
                     clock=clock,
                     stop=stop,
+                    profile=profile,
                 )
                 if step % runtime.steps_per_epoch == 0:
                     labels = runtime.predict(state.trainable, "valid")

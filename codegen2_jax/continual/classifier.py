@@ -71,8 +71,7 @@ class Runtime:
     def __init__(self, config: Any, loaded: initialisation.LoadedModel, splits: dict[str, list[Question]]):
         self.config, self.loaded = config, loaded
         self.layout = partitioning.make_layout(config.mesh, config.axes)
-        micro, many = config.batch_size // config.accumulation_steps, config.accumulation_steps > 1
-        self.layout.check_rows(f"each of {config.accumulation_steps} micro-batches" if many else "batch_size", micro)
+        self.layout.check_batch(config.batch_size, config.accumulation_steps)
         most = int(min(config.max_tokens, getattr(loaded.model.config, "max_positions", math.inf)))
         self.tokens = {name: [token_ids(loaded, one.text, most) for one in split] for name, split in splits.items()}
         self.labels = {name: [one.label for one in split] for name, split in splits.items()}

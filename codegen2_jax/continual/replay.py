@@ -29,7 +29,8 @@ class Replay:
         "epoch_end" walks once through the whole buffer after every epoch of the task, in batches of one task each,
         one optimizer step per batch at the learning rate where the task's schedule stands (as arXiv 2307.02435's code
         does). A last epoch that the stage's end or early stopping cuts short counts as one.
-      batch_size: replayed examples a step; None: the task's batch size when interleaved, 8 at an epoch's end.
+      batch_size: replayed examples a step; None: the task's batch size when interleaved, 8 at an epoch's end. Those at
+        an epoch's end are computed at once; only what joins a batch is cut with it into accumulation steps.
       include_current: whether the task that is being learned is in the buffer while it is; None: only for "epoch_end".
     """
 
@@ -65,6 +66,10 @@ class Replay:
         if self.batch_size is not None:
             return self.batch_size
         return task_batch_size if self.schedule == "interleaved" else 8
+
+    def rows_joined(self, task_batch_size: int) -> int:
+        """Replayed examples that stand in one batch with the task's own."""
+        return self.rows_per_step(task_batch_size) if self.schedule == "interleaved" else 0
 
     def admit(self, buffer: "Buffer", task: int, num_examples: int, *, num_tasks: int, seed: int) -> "Buffer":
         """The buffer after `task`, with `num_examples` train examples, entered it."""

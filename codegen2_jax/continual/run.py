@@ -145,11 +145,14 @@ class Run:
         """One pass over the buffer; it moves neither the step number nor the learning rate's schedule."""
         rows = self.config.replay.rows_per_step(self.config.batch_size)
         count = sum(-(-len(buffer.records_of(task)) // rows) for task in buffer.tasks)
+        losses: list[jax.Array] = []
         with self.tracker.progress(f"replay of {len(buffer.pairs)} examples", count) as progress:
             for number, batch in enumerate(self.setup.batches.replayed(meta["stage"], epoch, buffer), start=1):
                 state, metrics = self.setup.replay_step(state, self.setup.put(batch))
+                losses = [*losses[-1:], metrics["loss"]]
                 if number % LOG_EVERY == 0 or number == count:
-                    progress.update(number, loss=float(metrics["loss"]))
+                    # The one before's: the device has this step to go on with.
+                    progress.update(number, loss=float(jax.device_get(losses[0])))
         meta["replayed_seen"] += count * rows
         return state
 

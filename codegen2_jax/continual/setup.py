@@ -93,11 +93,16 @@ class Setup:
             source_N, target_N = (np.concatenate(part) for part in zip(*lengths, strict=True))
             self.shapes = converters.choose_shapes(source_N, target_N, count=config.num_shapes)
         self.stages = stages_of(config.walk, len(self.tasks) or ASSUMED_TASKS)
-        self.layout.process_rows(config.batch_size)  # here, and not after an epoch, it is said what does not divide
+        # here, and not after an epoch, it is said what does not divide
+        self.layout.check_batch(config.batch_size, config.accumulation_steps)
         if config.replay is not None:
             config.replay.check(len(self.stages))
-            count = config.replay.rows_per_step(config.batch_size)
-            self.layout.process_rows(count + (config.batch_size if config.replay.schedule == "interleaved" else 0))
+            joined = config.replay.rows_joined(config.batch_size)
+            if joined:
+                self.layout.check_batch(config.batch_size + joined, config.accumulation_steps)
+            else:
+                rows = config.replay.rows_per_step(config.batch_size)
+                self.layout.check_rows("replay", rows, setting="replay batch_size")
         self._place()
         self._compile()
         queries = None
@@ -239,10 +244,10 @@ class Setup:
             dropout=self.model.config.dropout_rate > 0,
         )
         whole = partitioning.replicated(self.layout)
-        count, replayed = config.accumulation_steps, 0
+        count, replayed, joined = config.accumulation_steps, 0, 0
         if config.replay is not None:
             replayed = config.replay.rows_per_step(config.batch_size)
-        joined = replayed if config.replay is not None and config.replay.schedule == "interleaved" else 0
+            joined = config.replay.rows_joined(config.batch_size)
         in_parts = self._in_parts(config.batch_size // count, (config.batch_size + joined) // count)
         steps = (
             make(accumulation_steps=count, in_parts=in_parts),

@@ -126,10 +126,11 @@ class ContinualLearning:
             raise UserError(f"tags={self.tags!r} is unknown; choose 'none', 'input' or 'input_and_query'.")
         if self.replay is not None and self.walk != "sequential":
             raise UserError(f"walk={self.walk!r} has nothing to replay; use replay with walk='sequential'.")
-        if self.replay is not None and self.replay.rows_per_step(self.batch_size) % self.accumulation_steps:
+        joined = 0 if self.replay is None else self.replay.rows_joined(self.batch_size)
+        if joined % self.accumulation_steps:
             raise UserError(
-                f"{self.replay.rows_per_step(self.batch_size)} replayed rows a step are no multiple of "
-                f"accumulation_steps={self.accumulation_steps}; change replay batch_size."
+                f"{joined} replayed rows a step are no multiple of accumulation_steps={self.accumulation_steps}; "
+                "change replay batch_size."
             )
         if self.batch_size % self.accumulation_steps:
             raise UserError(

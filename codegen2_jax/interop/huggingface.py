@@ -23,7 +23,8 @@ from codegen2_jax.models.codegen import CodeGenConfig
 from codegen2_jax.models.llama import LlamaConfig
 from codegen2_jax.models.t5 import T5Config
 
-__all__ = ["iterate", "leaves", "load", "open_model", "resolve_directory", "save", "to_their_weights", "write_model"]
+__all__ = ["check_dtype", "iterate", "leaves", "load", "open_model", "resolve_directory", "save", "to_their_weights"]
+__all__ += ["write_model"]
 
 FAMILIES = {"t5": t5_weights, "codegen": codegen_weights, "llama": llama_weights}
 CLASSES = {T5Config: t5_weights, CodeGenConfig: codegen_weights, LlamaConfig: llama_weights}
@@ -125,6 +126,12 @@ def save(
     write_model(directory, config, parts_of(params), dtype, mp_num=mp_num, vocabulary=vocabulary)
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises UserError for a dtype that `save` does not write; for a run that saves when all is done."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is unknown; choose one of {tuple(DTYPES)}.")
+
+
 def write_model(
     directory: str | Path,
     config: Any,
@@ -141,8 +148,8 @@ def write_model(
     original: a config.json to keep beside the new one, as config.original.json. max_shard_size: of a weight file in
     bytes, None for one file (see weight_shards.py).
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is unknown; choose one of {tuple(DTYPES)}.")
+    if dtype is not None:
+        check_dtype(dtype)
     rows, raw, metadata = CLASSES[type(config)].write(config, mp_num)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -194,6 +194,10 @@ class Layout:
                 "multiple of it or the axis smaller."
             )
 
+    def check_batch(self, rows: int, parts: int) -> None:
+        """`check_rows` for a batch that is computed in so many parts, one after the other."""
+        self.check_rows(f"each of {parts} micro-batches" if parts > 1 else "batch_size", rows // parts)
+
     def rounded_up(self, rows: int) -> int:
         """The next number of rows that divides among the devices, for batches that may be filled with padding."""
         return -(-rows // self.batch_parts) * self.batch_parts

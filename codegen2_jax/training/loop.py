@@ -98,6 +98,8 @@ def run_steps(
         if unread is not None:
             read(*unread)
         unread = (step, metrics) if step % LOG_EVERY == 0 or step == last else None
+    if profile is not None:
+        profile.pause(metric_offset + step, state)
     if unread is not None:
         read(*unread)
     return state, step

@@ -72,6 +72,10 @@ class PackedDocuments:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cache_dir: str | None = None
 
+    def __post_init__(self):
+        if self.sequence_length < 2:
+            raise UserError(f"sequence_length={self.sequence_length} holds no token and its target; use 2 or more.")
+
     def open(self, loaded: LoadedModel, *, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Streams:
         """Makes missing caches, and says what the batches are; `rows` of each are this process's, None for all."""
         config = loaded.model.config

@@ -80,8 +80,9 @@ class Pretraining:
             )
         initialisation.check_seed(self.seed)
         check_blocks(self.loss_blocks)
-        if not self.z_loss >= 0:
-            raise UserError(f"z_loss={self.z_loss} is negative; 1e-4 is usual, 0 is none.")
+        if not 0 <= self.z_loss < math.inf:
+            raise UserError(f"z_loss={self.z_loss} is no finite number from 0; 1e-4 is usual, 0 is none.")
+        huggingface.check_dtype(self.export_dtype)
 
     # --------------------------------------------------------------------------------------------------- running
 
@@ -99,6 +100,7 @@ class Pretraining:
                     print(f"{directory} is finished; its results are in {where}.{profiling.none_left(profile_steps)}")
 
     def _run(self, directory: Path, config_text: str, digest: str, profile_steps: tuple[int, int] | None) -> None:
+        profiling.check(profile_steps, ends=self.num_steps)  # before weights are read
         loaded = self.source.load()
         runtime = _Runtime(self, loaded)
         rows = runtime.layout.process_rows(self.batch_size)
@@ -225,10 +227,8 @@ class _Runtime:
         """devices: default all that there are; those of a topology are good for lowering alone."""
         self.config, self.loaded = config, loaded
         self.layout = partitioning.make_layout(config.mesh, config.axes, devices)
-        micro = config.batch_size // config.accumulation_steps
-        many = config.accumulation_steps > 1
-        self.layout.check_rows(f"each of {config.accumulation_steps} micro-batches" if many else "batch_size", micro)
-        whole, in_parts = config.ordered_reduction > 0, None
+        self.layout.check_batch(config.batch_size, config.accumulation_steps)
+        whole, in_parts = config.ordered_reduction != 0, None
         model = attention_choice.resolved(self.loaded.model, self.layout, length=config.data.longest, cut=not whole)
         if whole:
             ordered_reduction.check(

@@ -1,5 +1,7 @@
 """A trace of a few training steps, for XProf or Perfetto: what --profile_steps=10:15 asks for."""
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +31,13 @@ def none_left(steps: tuple[int, int] | None) -> str:
 class Profile:
     """Traces steps `first` up to, not including, `last` of a run into `directory`/profile; None: no steps.
 
-    Entered around the steps, so that a run that ends among them, whatever the reason, keeps what was traced. Steps
-    count from 0 along the whole run. Raises UserError for steps behind the last; where those asked for have begun
-    before a run continues, it says so and traces none, so that the same command continues a run that was stopped.
+    Entered around the steps, so that a run that ends among them, whatever the reason, keeps what was traced. Where the
+    steps pause, one trace ends and the next begins behind it: an evaluation may be a thousand times as long as a step.
+    A trace that cannot be written is lost with a message, and the run goes on.
+
+    Steps count from 0 along the whole run. Raises UserError for steps behind the last, and where something else stands
+    in the folder's place; where those asked for have begun before a run continues, it says so and traces none, so that
+    the same command continues a run that was stopped.
 
     Args:
         steps: (first, last).
@@ -56,6 +62,12 @@ class Profile:
             first, last = self._steps
             message(f"profile_steps={first}:{last}: the run continues at step {begins}; these are not traced.")
             self._steps = None
+        there = self._directory
+        if self._steps is not None and there.exists() and not (there.is_dir() and os.access(there, os.W_OK)):
+            raise UserError(
+                f"profile_steps={self._steps[0]}:{self._steps[1]}: {there} is no folder that can be written to; remove "
+                "it, or give another --model_dir."
+            )
 
     def __enter__(self) -> "Profile":
         return self
@@ -67,8 +79,12 @@ class Profile:
 
     def before(self, step: int) -> None:
         """Call it before step number `step` begins."""
-        if self._steps is not None and step == self._steps[0]:
-            jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
+        if self._steps is not None and not self._running and self._steps[0] <= step < self._steps[1]:
+            self._steps = step, self._steps[1]
+            options = jax.profiler.ProfileOptions()
+            # Its folder; by default the second alone, in which another may have ended.
+            options.session_id = time.strftime(f"%Y_%m_%d_%H_%M_%S_step_{step}")
+            jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True, profiler_options=options)
             self._running = True
 
     def after(self, done: int, result: Any) -> None:
@@ -77,6 +93,12 @@ class Profile:
             jax.block_until_ready(result)
             self._stop(f"steps {self._steps[0]} to {done - 1}")
 
+    def pause(self, done: int, result: Any) -> None:
+        """Call it where the steps pause, for an evaluation say, after `done` of them; result: as `after` has it."""
+        if self._running:
+            jax.block_until_ready(result)
+            self._stop(f"steps {self._steps[0]} to {done - 1}", left=(done, self._steps[1]))
+
     def close(self) -> None:
         """Ends a trace whose last step never came, and says so where its first did not."""
         if self._running:
@@ -84,9 +106,14 @@ class Profile:
         elif self._steps is not None:
             self._message(f"profile_steps={self._steps[0]}:{self._steps[1]}: the run ended before these steps.")
 
-    def _stop(self, what: str) -> None:
-        jax.profiler.stop_trace()
-        self._running, self._steps = False, None
+    def _stop(self, what: str, left: tuple[int, int] | None = None) -> None:
+        self._running, self._steps = False, left
+        try:
+            jax.profiler.stop_trace()
+        except (RuntimeError, ValueError, OSError) as error:  # a full disk, say; JAX begins no other after such a one
+            self._steps, reason = None, " ".join(str(error).split())[:200]
+            self._message(f"profile of {what} was lost: it cannot be written to {self._directory} ({reason}).")
+            return
         self._message(
             f"profile of {what} in {self._directory}: pip install xprof && xprof --logdir={self._directory}, or open "
             "its perfetto_trace.json.gz at https://ui.perfetto.dev."

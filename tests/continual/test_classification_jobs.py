@@ -68,7 +68,8 @@ def test_a_limit_above_the_size_of_a_split_takes_every_example_once(places, tmp_
 
 
 def test_it_learns_and_a_stopped_run_gives_the_same_result(places, tmp_path, monkeypatch, capsys):
-    job(places, tmp_path / "whole").run(config_text="x")
+    job(places, tmp_path / "whole").run(config_text="x", profile_steps=(4, 6))
+    assert list((tmp_path / "whole/profile").rglob("*.xplane.pb"))
     record = json.loads((tmp_path / "whole/evaluation.json").read_text())
     result = record["benchmarks"]["boolq_head"]
     assert result["metrics"]["accuracy"]["value"] > 90 > 67 > result["metrics"]["majority"]["value"]
@@ -92,8 +93,9 @@ def test_it_learns_and_a_stopped_run_gives_the_same_result(places, tmp_path, mon
     again = json.loads((tmp_path / "half/evaluation.json").read_text())["benchmarks"]["boolq_head"]
     assert again["valid_accuracy"] == result["valid_accuracy"] and again["predicted"] == result["predicted"]
     capsys.readouterr()
-    job(places, tmp_path / "half").run(config_text="x")
-    assert "is finished" in capsys.readouterr().out
+    job(places, tmp_path / "half").run(config_text="x", profile_steps=(4, 6))
+    said = capsys.readouterr().out
+    assert "is finished" in said and "profile_steps=4:6: no step is left" in said
 
 
 def test_the_last_state_is_that_of_the_last_true_token(places):

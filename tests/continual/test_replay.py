@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -114,6 +115,34 @@ def test_a_ring_too_small_for_the_stream_is_refused():
     with pytest.raises(UserError, match="size=3 leaves no slot for each of 4 tasks"):
         Replay(size=3).check(4)
     dataclasses.replace(Replay(size=3), policy="reservoir").check(4)
+
+
+def test_a_pass_over_the_buffer_never_waits_for_the_step_it_has_just_given():
+    read, given = [], []
+
+    class Loss:
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, *_, **__):
+            read.append((self.number, len(given)))
+            return np.asarray(1.0)
+
+        def __float__(self):
+            return float(self.__array__())
+
+    def step(state, batch):
+        given.append(batch)
+        return state, {"loss": Loss(len(given))}
+
+    walk = object.__new__(Run)
+    walk.config = types.SimpleNamespace(replay=Replay(size=24, schedule="epoch_end", batch_size=1), batch_size=2)
+    walk.tracker = types.SimpleNamespace(progress=lambda *_: contextlib.nullcontext(mock.Mock()))
+    batches = types.SimpleNamespace(replayed=lambda *_: range(24))
+    walk.setup = types.SimpleNamespace(batches=batches, replay_step=step, put=lambda batch: batch)
+    pairs = tuple((0, record) for record in range(24))
+    walk._replay(None, {"stage": 0, "replayed_seen": 0}, Buffer(pairs=pairs), epoch=1)
+    assert read == [(9, 10), (19, 20), (23, 24)]
 
 
 def test_an_epoch_that_early_stopping_cuts_short_is_replayed_too(monkeypatch):

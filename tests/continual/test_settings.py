@@ -4,6 +4,8 @@ import types
 
 import pytest
 
+from codegen2_jax.continual.replay import Replay
+from codegen2_jax.continual.setup import Setup
 from codegen2_jax.continual.stream import ContinualLearning
 from codegen2_jax.continual.stream_tasks import left_out
 from codegen2_jax.continual.synthetic_queries import SyntheticRetrieval
@@ -12,7 +14,8 @@ from codegen2_jax.errors import UserError
 from codegen2_jax.evaluation.runner import Decoding
 from codegen2_jax.models.decoder_only import DecoderOnly
 from codegen2_jax.models.language_models import EncoderDecoder
-from codegen2_jax.training.initialisation import check_seed
+from codegen2_jax.models.t5 import T5Config
+from codegen2_jax.training.initialisation import ModelSource, check_seed
 
 JOB = {"model_dir": "x", "method": "toy", "stream": "tiny_ci", "source": None, "optimizer": None, "labels": ()}
 JOB |= {"steps_per_task": 1, "batch_size": 1, "seed": 0}
@@ -32,6 +35,29 @@ def test_what_makes_no_sense_is_refused(change, message):
     ContinualLearning(**JOB, leave_out=())
     with pytest.raises(UserError, match=message):
         ContinualLearning(**{**JOB, **change})
+
+
+def test_rows_that_do_not_divide_among_the_devices_are_refused_before_anything_is_scored(tmp_path):
+    """Eight devices: the rows of a micro-batch count, and those that replay adds to it or makes a batch of its own."""
+    config = T5Config(
+        vocab_size=6000, d_model=16, d_ff=32, num_encoder_layers=1, num_decoder_layers=1, num_heads=2, head_dim=8
+    )
+    source = ModelSource(init_from="random", vocabulary="nano_t5", config=config)
+    given = {**JOB, "source": source, "batch_size": 16, "accumulation_steps": 2}
+    for change, message in (
+        ({"batch_size": 8}, "each of 2 micro-batches: 4 rows do not divide by mesh axis 'data' x 'fsdp' of size 8"),
+        ({"replay": Replay(size=9, batch_size=4)}, "each of 2 micro-batches: 10 rows"),
+        ({"replay": Replay(size=9, schedule="epoch_end", batch_size=6)}, "replay: 6 rows .*; make replay batch_size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Setup(ContinualLearning(**{**given, **change}), tmp_path, with_data=False)
+
+
+def test_only_replayed_rows_that_join_a_batch_are_cut_with_it():
+    given = {**JOB, "batch_size": 12, "accumulation_steps": 3}
+    ContinualLearning(**given, replay=Replay(size=9, schedule="epoch_end", batch_size=8))
+    with pytest.raises(UserError, match="8 replayed rows a step are no multiple of accumulation_steps=3"):
+        ContinualLearning(**given, replay=Replay(size=9, batch_size=8))
 
 
 def test_every_kind_of_job_refuses_a_seed_that_a_key_cannot_hold():

@@ -131,6 +131,15 @@ def test_what_cannot_work_is_refused_before_anything_is_cached(job, tmp_path):
         run(source=ModelSource(init_from="random", vocabulary="nano_t5", config=t5))
     with pytest.raises(UserError, match="accumulation_steps=3 does not divide batch_size=16"):
         run(accumulation_steps=3)
+    with pytest.raises(UserError, match="ORDERED_REDUCTION=-1 parts"):
+        run(ordered_reduction=-1)
+    with pytest.raises(UserError, match="z_loss=inf is no finite number from 0"):
+        run(z_loss=float("inf"))
+    with pytest.raises(UserError, match="dtype='bf16' is unknown; choose one of .*'bfloat16'"):
+        run(export_dtype="bf16")
+    for length in (1, -4):
+        with pytest.raises(UserError, match=f"sequence_length={length} holds no token and its target"):
+            dataclasses.replace(job.data, sequence_length=length)
 
 
 def test_left_to_right_costs_add_up_and_holes_are_scored_and_filled(finished, job):

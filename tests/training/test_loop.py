@@ -180,6 +180,39 @@ def test_a_range_of_steps_is_traced(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb")) and list(tmp_path.rglob("perfetto_trace.json.gz"))
 
 
+def test_what_stands_between_steps_is_in_no_trace(tmp_path):
+    """Four steps, an evaluation, four more: a range over both ends where the first end, and goes on behind."""
+    messages = []
+    profile = Profile((2, 6), tmp_path, begins=0, ends=8, message=messages.append)
+    step, batches = recorded([])
+    for offset in (0, 4):
+        run(step, None, batches, last=4, metric_offset=offset, profile=profile)
+        profile.before(99)
+        assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == len(messages) == 1 + offset // 4
+    profile.close()
+    assert [message.split(" in ")[0] for message in messages] == ["profile of steps 2 to 3", "profile of steps 4 to 5"]
+
+
+def test_a_trace_that_cannot_be_written_is_refused_beforehand_or_costs_no_run(tmp_path, monkeypatch):
+    messages = []
+    (tmp_path / "profile").write_text("in the way")
+    with pytest.raises(UserError, match="profile_steps=1:3: .*profile is no folder that can be written to; remove it"):
+        Profile((1, 3), tmp_path, begins=0, ends=8, message=messages.append)
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    step, batches = recorded([])
+    with Profile((1, 6), tmp_path / "other", begins=0, ends=8, message=messages.append) as profile:
+        for offset in (0, 4):
+            (_, at), _ = run(step, None, batches, last=4, metric_offset=offset, profile=profile)
+            assert at == 4
+    (message,) = messages
+    assert message.startswith("profile of steps 1 to 3 was lost") and "No space left on device" in message
+
+
 def test_a_range_that_never_comes_is_said_or_refused(tmp_path):
     messages = []
     options = {"directory": tmp_path, "message": messages.append}
