@@ -62,6 +62,7 @@ class Cloud:
 
     def run(self, script, *arguments, rules=(), **variables):
         """The finished process; a rule is (pattern, answer, ...), an answer is a text, or (text, exit code)."""
+        rules = [*rules, ("tpu-vm list", "READY\n")]
         answers = [[rule[0], [one if isinstance(one, tuple) else (one, 0) for one in rule[1:]]] for rule in rules]
         (self.folder / "rules").write_text(json.dumps(answers))
         (self.folder / "calls").write_text("")
@@ -98,12 +99,13 @@ CLOUD = {"PROJECT": "p", "ZONE": "us-east5-a", "STORAGE": "gs://bucket"}
 TRAIN = ("--", "--gin_file=pp_tf.gin", "--gin.TAG='a \"b\"'")
 QUEUED = "queued-resources list"
 CREATE = r"^gcloud compute .* create "
+ALIVE = "--ssh-flag=-o ServerAliveInterval=30"  # ssh gives up a machine that is gone
 
 
 def group(*statuses, machines=4):
     """Rules under which an instance group is there: its name, its machines, and the status of all of them."""
     names = "".join(f"codegen2-{number}\n" for number in range(machines))
-    answers = ["\n".join([status] * machines) for status in statuses]
+    answers = ["\n".join([f"{status}\tNONE"] * machines) for status in statuses]
     return [
         ("managed list ", "codegen2\n"),
         (r"list-instances .*instance\.basename", names),
@@ -200,7 +202,26 @@ def test_topologies_fit_their_accelerators_and_are_the_only_ones_named():
         ("slurm_run.sh", ("--nodes=two", *TRAIN), {}, "NODES=two and GPUS=8 must be whole numbers"),
         ("slurm_run.sh", ("--nodes=2", "--gpus=0", *TRAIN), {}, "NODES=2 and GPUS=0 must be whole numbers"),
         ("slurm_run.sh", ("--nodes=0", "--gpus=8", *TRAIN), {}, "NODES=0 and GPUS=8 must be whole numbers"),
+        ("slurm_run.sh", ("--name=a,b", *TRAIN), {}, "NAME=a,b must be"),
         ("sky_run.sh", TRAIN, {}, "STORAGE is not set"),
+        ("sky_run.sh", ("--name=my run", *TRAIN), CLOUD, "NAME=my run must be"),
+        ("create.sh", ("--=z",), CLOUD, "unknown flag --"),
+        ("create.sh", ("--name=",), CLOUD, "NAME= must be"),
+        ("create.sh", ("--poll_seconds=often",), CLOUD, "POLL_SECONDS=often must be a whole number"),
+        ("fetch.sh", ("--checkpoints=all",), CLOUD, "CHECKPOINTS=all must be 1"),
+        ("setup.sh", ("--extras=tpu, seqio",), CLOUD, "EXTRAS=tpu, seqio must be extras"),
+        ("gke_run.sh", ("--model_dir=/tmp/run", *TRAIN), CLOUD | {"IMAGE": "i"}, "MODEL_DIR=/tmp/run is not below"),
+        # What would have no effect
+        ("create.sh", ("--reservation=r", "--capacity=reserved"), CLOUD, "RESERVATION=r is only named with --on=group"),
+        ("create.sh", ("--on=group", "--reservation=r"), CLOUD, "RESERVATION=r is only named with --on=group"),
+        ("create.sh", ("--service_account=me",), CLOUD, "create.sh has no use for --service_account"),
+        ("create.sh", TRAIN, CLOUD, "create.sh trains nothing"),
+        ("gke_run.sh", ("--on=queued", *TRAIN), CLOUD | {"IMAGE": "i"}, "gke_run.sh has no use for --on"),
+        ("gke_run.sh", ("--capacity=spot", *TRAIN), CLOUD, "gke_run.sh has no use for --capacity"),
+        ("slurm_run.sh", ("--topology=v6e:4x4", *TRAIN), {}, "slurm_run.sh has no use for --topology"),
+        ("sky_run.sh", ("--topology=v6e:4x4", *TRAIN), CLOUD, "sky_run.sh has no use for --topology"),
+        ("host_setup.sh", ("tpu", ""), {}, "2 words given; 3 are wanted"),
+        ("host_train.sh", ("strat",), {}, "strat is none of start, follow, wait"),
     ],
 )
 def test_a_missing_or_wrong_setting_is_one_line(cloud, script, arguments, variables, message):
@@ -251,7 +272,8 @@ def test_a_queued_resource_is_asked_for_and_awaited(cloud):
     }
     assert "--filter=name~/queuedResources/run-7$" in cloud.calls[0]
     done = cloud.run("create.sh", "--name=run-7", rules=[(QUEUED, "ACTIVE\n")], **CLOUD)
-    assert done.returncode == 0 and len(cloud.calls) == 1
+    assert done.returncode == 0 and [call[4] for call in cloud.calls] == ["list", "list"]
+    assert "--filter=name~/nodes/run-7$" in cloud.calls[1]
 
 
 def test_capacity_decides_the_tier(cloud):
@@ -278,6 +300,34 @@ def test_a_request_that_fails_now_is_an_error_and_not_repeated(cloud):
     assert done.returncode == 1 and len(cloud.lines(CREATE)) == 1
 
 
+def test_a_resource_that_is_active_is_only_there_when_its_machine_is(cloud):
+    """Of a machine that was taken the queued resource may say ACTIVE for a while."""
+    machines = ("tpu-vm list", "REPAIRING\n", "READY\n")
+    done = cloud.run("create.sh", rules=[(QUEUED, "ACTIVE\n"), machines], **CLOUD)
+    assert done.returncode == 0 and "its TPU VM REPAIRING" in done.stdout and not cloud.lines(" (create|delete) ")
+    for state in ("PREEMPTED", "TERMINATED"):
+        machines = ("tpu-vm list", f"{state}\n", "READY\n")
+        done = cloud.run("create.sh", rules=[(QUEUED, "ACTIVE\n", "", "ACTIVE\n"), machines], **CLOUD)
+        assert done.returncode == 0, done.stderr
+        assert [call[4] for call in cloud.calls if call[4] in ("create", "delete")] == ["delete", "create"]
+    done = cloud.run("create.sh", rules=[(QUEUED, "ACTIVE\n"), ("tpu-vm list", ("", 1))], **CLOUD)
+    assert done.returncode == 1 and not cloud.lines(" (create|delete) ")
+
+
+def test_what_is_deleted_while_it_is_awaited_is_not_awaited_for_ever(cloud):
+    states = (QUEUED, "", "", "WAITING_FOR_RESOURCES\n", "")  # a new one may be listed late
+    error = one_line_error(cloud.run("create.sh", rules=[states], **CLOUD))
+    assert "codegen2 was deleted" in error and len(cloud.lines(CREATE)) == 1
+
+
+def test_a_long_wait_outlives_a_state_that_cannot_be_read(cloud):
+    fault = ("", 1)
+    rules = [(QUEUED, "", "PROVISIONING\n", *[fault] * 5, "PROVISIONING\n", fault, "ACTIVE\n")]
+    assert cloud.run("create.sh", rules=rules, **CLOUD).returncode == 0 and len(cloud.lines(CREATE)) == 1
+    done = cloud.run("create.sh", rules=[(QUEUED, "PROVISIONING\n", fault)], **CLOUD)
+    assert done.returncode == 1 and not cloud.lines(CREATE) and len(cloud.calls) == 1 + 6
+
+
 @pytest.mark.parametrize("script", ["create.sh", "delete.sh"])
 @pytest.mark.parametrize("on", ["queued", "group"])
 def test_a_state_that_cannot_be_read_is_never_taken_for_absence(cloud, script, on):
@@ -291,6 +341,8 @@ def test_delete_twice(cloud):
     assert done.returncode == 0 and len(cloud.lines("queued-resources delete codegen2")) == 1
     done = cloud.run("delete.sh", rules=[(QUEUED, "")], **CLOUD)
     assert done.returncode == 0 and "nothing to delete" in done.stdout and not cloud.lines("delete")
+    done = cloud.run("delete.sh", rules=[(QUEUED, "DELETING\n")], **CLOUD)
+    assert done.returncode == 0 and "being deleted already" in done.stdout and not cloud.lines("delete")
 
 
 def test_setup_sends_the_source_with_its_edits(cloud):
@@ -316,7 +368,8 @@ def test_a_run_starts_on_all_follows_one_and_waits_for_all(cloud):
     scripts = [re.search(r"bash (\S+)", command)[1] for command in commands]
     assert scripts == ["host_setup.sh"] + ["host_train.sh"] * 3
     assert commands[0].split()[2:] == ["'tpu,seqio'", "'gs://bucket'", "/mnt/codegen2_jax"]
-    assert [call[-2] for call in steps[1:]] == ["--worker=all", "--worker=0", "--worker=all"]
+    assert [call[-3] for call in steps[1:]] == ["--worker=all", "--worker=0", "--worker=all"]
+    assert {call[-2] for call in steps} == {ALIVE}
     parsed = subprocess.run(["bash", "-c", f"printf '%s\\n' {commands[1]}"], capture_output=True, text=True, check=True)
     assert parsed.stdout.splitlines()[:3] == ["CODEGEN2_JAX_CACHE=/mnt/codegen2_jax/cache", "bash", "host_train.sh"]
     words = parsed.stdout.splitlines()[3:]
@@ -347,7 +400,8 @@ def test_training_that_fails_is_not_started_again(cloud):
         assert f"exit code {code}" in one_line_error(done, code)
         assert len(cloud.lines("host_train.sh start")) == 1
     done = cloud.run("run.sh", *TRAIN, rules=[(QUEUED, "ACTIVE\n"), ("host_setup.sh ", ("", 9))], **CLOUD)
-    assert done.returncode == 9 and not cloud.lines("host_train.sh start")
+    assert not cloud.lines("host_train.sh start")
+    assert "setup ended with exit code 9" in one_line_error(done, 9)
 
 
 def test_a_lost_connection_is_tried_again_for_a_while(cloud):
@@ -356,6 +410,23 @@ def test_a_lost_connection_is_tried_again_for_a_while(cloud):
     assert done.returncode == 0 and len(cloud.lines("host_train.sh start")) == 2
     done = cloud.run("run.sh", *TRAIN, rules=[(QUEUED, "ACTIVE\n"), (" scp ", ("", 255))], **CLOUD)
     assert "cannot be reached" in one_line_error(done, 255) and len(cloud.lines(" scp ")) == 6
+    lost = [("", 255)] * 9  # each after machines that were reached: a run of weeks is not ended by its ninth
+    done = cloud.run("run.sh", *TRAIN, rules=[(QUEUED, "ACTIVE\n"), ("host_train.sh follow", *lost, "")], **CLOUD)
+    assert done.returncode == 0, done.stderr
+    # With the connection the state cannot be read either
+    states = (QUEUED, "ACTIVE\n", ("", 1), ("", 1), "ACTIVE\n")
+    done = cloud.run("run.sh", *TRAIN, rules=[states, ("host_train.sh follow", ("", 255), "")], **CLOUD)
+    assert done.returncode == 0, done.stderr
+    states = (QUEUED, "ACTIVE\n", ("", 1))
+    done = cloud.run("run.sh", *TRAIN, rules=[states, ("host_train.sh follow", ("", 255))], **CLOUD)
+    assert "cannot be reached" in one_line_error(done, 255)
+
+
+@pytest.mark.parametrize("state", ["", "DELETING\n"])
+def test_machines_that_somebody_deletes_are_not_asked_for_again(cloud, state):
+    rules = [(QUEUED, "ACTIVE\n", state), ("host_train.sh follow", ("", 255))]
+    error = one_line_error(cloud.run("run.sh", *TRAIN, rules=rules, **CLOUD))
+    assert "codegen2 was deleted while it trained" in error and not cloud.lines(CREATE)
 
 
 def test_results_come_from_the_bucket_or_from_a_machine(cloud):
@@ -399,24 +470,63 @@ def test_a_group_is_made_of_policy_template_and_machines(cloud):
     done = cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=listed, **CLOUD)
     assert done.returncode == 0, done.stderr
     policy, template, made = cloud.lines(CREATE)
-    assert "workload-policy codegen2" in policy and "--region=us-east5" in policy
-    assert "--type=HIGH_THROUGHPUT --accelerator-topology=4x4" in policy
+    assert "workload-policy codegen2-us-east5-a" in policy and "--region=us-east5" in policy
+    assert "--type=HIGH_THROUGHPUT --accelerator-topology=4x4" in policy and "create codegen2-us-east5-a" in template
     assert "--machine-type=ct6e-standard-4t --provisioning-model=SPOT --instance-termination-action=STOP" in template
-    assert "--size=4 --template=codegen2 --default-action-on-vm-failure=do-nothing" in made
-    assert made.endswith("--workload-policy=projects/p/regions/us-east5/resourcePolicies/codegen2")
+    assert "--size=4 --template=codegen2-us-east5-a --default-action-on-vm-failure=do-nothing" in made
+    assert made.endswith("--workload-policy=projects/p/regions/us-east5/resourcePolicies/codegen2-us-east5-a")
+    assert all("--zones=us-east5-a" in line for line in cloud.lines("managed list "))  # not one of another zone
     done = cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=group("RUNNING"), **CLOUD)
     assert done.returncode == 0 and not cloud.lines(CREATE)
+    reserved = ("--on=group", "--capacity=reserved", "--reservation=r")
+    cloud.run("create.sh", *reserved, rules=[("managed create", ("", 1))], **CLOUD)
+    (template,) = cloud.lines("templates create")
+    assert "--provisioning-model=RESERVATION_BOUND --instance-termination-action=DELETE" in template
+    assert "--reservation-affinity=specific --reservation=r" in template
 
 
-def test_what_is_left_of_a_group_is_used_again(cloud):
-    rules = [("(policies|templates) list", "codegen2\n"), *group("RUNNING")]
+def test_what_is_left_of_a_group_does_not_decide_the_next(cloud):
+    """A template that is left may be one of spot machines, or of another topology."""
+    rules = [("(policies|templates) list", "codegen2-us-east5-a\n"), *group("RUNNING")]
     rules[1] = ("managed list ", "", "codegen2\n")
-    cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=rules, **CLOUD)
-    assert len(cloud.lines(CREATE)) == len(cloud.lines("managed create")) == 1
+    options = ("--on=group", "--topology=v6e:4x4", "--capacity=on-demand")
+    done = cloud.run("create.sh", *options, rules=rules, **CLOUD)
+    assert done.returncode == 0, done.stderr
+    changes = [" ".join(call[2:5]) for call in cloud.calls if {"create", "delete"} & set(call)]
+    assert changes == [
+        "instance-templates delete codegen2-us-east5-a",
+        "resource-policies delete codegen2-us-east5-a",
+        "resource-policies create workload-policy",
+        "instance-templates create codegen2-us-east5-a",
+        "instance-groups managed create",
+    ]
+    assert "--provisioning-model=STANDARD" in cloud.lines("templates create")[0]
     rules = [("(policies|templates) list", ""), *group("RUNNING"), ("resource-policies create", ("no right", 1))]
     rules[1] = ("managed list ", "")
     done = cloud.run("create.sh", "--on=group", "--topology=v6e:4x4", rules=rules, **CLOUD)
     assert done.returncode == 1 and not cloud.lines("(templates|managed) create")
+
+
+def test_a_group_whose_machines_cannot_be_listed_has_not_ended(cloud):
+    rules = group("RUNNING")
+    names = ("list-instances .*basename", *[rules[1][1]] * 4, ("", 1), rules[1][1])  # scp, setup, start, follow, wait
+    done = cloud.run("run.sh", "--on=group", "--topology=v6e:4x4", *TRAIN, rules=[names, *rules], **CLOUD)
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.lines(WAIT)) == 4 and "starting again" in done.stdout
+
+
+def test_an_exit_code_of_training_outweighs_a_lost_connection(cloud):
+    rules = [*group("RUNNING"), ("codegen2-1 .*host_train.sh wait", ("", 4)), ("host_train.sh wait", ("", 255))]
+    done = cloud.run("run.sh", "--on=group", "--topology=v6e:4x4", *TRAIN, rules=rules, **CLOUD)
+    assert "training ended with exit code 4" in one_line_error(done, 4)
+    assert {call[6] for call in cloud.calls if call[2] == "ssh"} == {ALIVE}
+
+
+def test_a_group_that_is_being_deleted_is_not_asked_for_again(cloud):
+    rules = [*group("RUNNING"), (WAIT, ("", 255))]
+    rules[2] = (rules[2][0], rules[2][1], "STOPPING\tDELETING\n" * 4)
+    done = cloud.run("run.sh", "--on=group", "--topology=v6e:4x4", *TRAIN, rules=rules, **CLOUD)
+    assert "was deleted while it trained" in one_line_error(done) and not cloud.lines(CREATE)
 
 
 def test_a_group_that_lost_a_machine_is_made_again_and_resumes(cloud):
@@ -442,6 +552,8 @@ def test_deleting_a_group_leaves_nothing_and_deletes_nothing_twice(cloud):
     everything = [(" list ", "codegen2\n")]
     done = cloud.run("delete.sh", "--on=group", rules=everything, **CLOUD)
     assert done.returncode == 0, done.stderr
+    assert all("codegen2-us-east5-a" in line for line in cloud.lines("(templates|policies) delete"))
+    assert "--zones=us-east5-a" in cloud.lines("managed list")[0] and "--region=us-east5" in cloud.lines("delete")[2]
     kinds = [" ".join(call[2 : call.index("delete")]) for call in cloud.calls if "delete" in call]
     assert kinds == ["instance-groups managed", "instance-templates", "resource-policies"]
     done = cloud.run("delete.sh", "--on=group", rules=[(" list ", "")], **CLOUD)
@@ -458,7 +570,8 @@ def test_a_host_is_set_up_and_trains_without_machines_to_make(cloud):
     assert done.returncode == 0, done.stderr
     assert {call[0] for call in cloud.calls} == {"ssh", "rsync"}
     assert cloud.calls[0][-1] == "me@gpu:" and cloud.calls[0][-2].endswith("host_train.sh")
-    assert cloud.calls[1] == ["ssh", "me@gpu", "bash host_setup.sh 'cuda,seqio' '' /mnt/codegen2_jax"]
+    ssh = ["ssh", "-o", "ServerAliveInterval=30", "me@gpu"]
+    assert cloud.calls[1] == [*ssh, "bash host_setup.sh 'cuda,seqio' '' /mnt/codegen2_jax"]
     starts = cloud.lines("host_train.sh start")
     assert len(starts) == 2 and "'--distributed=off' '--model_dir=runs/codegen2'" in starts[0]
     done = cloud.run("run.sh", "--on=host", "--host=me@gpu", *TRAIN, rules=[(WAIT, ("", 4))])
@@ -578,6 +691,25 @@ def test_a_machine_is_set_up_once(cloud):
     assert cloud.lines("uv pip install")  # what failed is tried again
 
 
+def test_a_fresh_machine_that_upgrades_itself_is_waited_for(cloud):
+    ready_for_setup(cloud, "file")
+    machine(cloud)
+    (cloud.folder / "bin" / "gcsfuse").unlink()
+    (cloud.folder / "bin" / "lsb_release").write_text("#!/bin/sh\necho jammy\n")
+    (cloud.folder / "bin" / "lsb_release").chmod(0o755)
+    shutil.copy(cloud.folder / "bin" / "uv", cloud.folder / "bin" / "sleep")
+    install = "cp $HOME/bin/uv $HOME/bin/gcsfuse"
+    sudo = (cloud.folder / "bin" / "sudo").read_text()
+    made = f"import subprocess\nif 'install' in sys.argv[3:]: subprocess.run({install!r}, shell=True)\n"
+    (cloud.folder / "bin" / "sudo").write_text(sudo.replace("folder =", made + "folder =", 1))
+    rules = [("mountpoint", ("", 1)), ("apt-get update", ("", 100), ("", 100), "")]
+    done = cloud.run("host_setup.sh", "tpu", "gs://bucket", "/mnt/x", rules=rules)
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.lines("apt-get update")) == 3 and cloud.lines("^sleep") == ["sleep 10"] * 2
+    assert cloud.lines("apt-get .*install") == ["sudo apt-get -o DPkg::Lock::Timeout=600 install -y gcsfuse"]
+    assert cloud.lines("^gcsfuse") == ["gcsfuse --implicit-dirs bucket /mnt/x"]
+
+
 # GKE, Slurm, SkyPilot
 
 
@@ -629,10 +761,23 @@ def test_gke_run_fills_in_the_jobset_and_follows_it(cloud):
     assert container["args"] == ["--model_dir=/mnt/codegen2_jax/runs/run-7", *TRAIN[1:]]
     assert spec["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "bucket"
 
+    odd = ("--", "--gin.A='a \"b\"\\c'\n", "it's", "$(HOME) $$ # NAME", "--gin_file=a b.gin")
+    done = cloud.run("gke_run.sh", "--dry-run", *arguments[:3], "--cache=/mnt/codegen2_jax/c", *odd, **CLOUD)
+    (container,) = pod(yaml.safe_load(done.stdout.split("\nkubectl apply")[0]))[1]["containers"]
+    assert container["args"][1:] == [word.replace("$", "$$") for word in odd[1:]]  # Kubernetes makes $ of $$
+    assert container["env"] == [{"name": "CODEGEN2_JAX_CACHE", "value": "/mnt/codegen2_jax/c"}]
+    done = cloud.run("gke_run.sh", "--dry-run", "--name=on", "--service_account=7", *TRAIN, IMAGE="8", **CLOUD)
+    jobset = yaml.safe_load(done.stdout.split("\nkubectl apply")[0])
+    assert jobset["metadata"]["name"] == "on" and pod(jobset)[1]["serviceAccountName"] == "7"
+
     state = "jsonpath={.status.terminalState}"
     done = cloud.run("gke_run.sh", *arguments, rules=[(state, "", "", "", "Completed")], **CLOUD)
     assert done.returncode == 0 and len(cloud.lines("kubectl apply -f")) == 1, done.stderr
-    assert len(cloud.lines("kubectl logs")) == 2 and not cloud.lines("delete")  # a restart in between
+    assert len(cloud.lines("kubectl logs")) == 3 and not cloud.lines("delete")  # restarts in between
+    done = cloud.run("gke_run.sh", *arguments, rules=[(state, "", ("", 1), ("", 1), "Completed")], **CLOUD)
+    assert done.returncode == 0, done.stderr
+    done = cloud.run("gke_run.sh", *arguments, rules=[(state, "", ("", 1))], **CLOUD)  # or it was deleted
+    assert "kubectl finds no more out about run-7" in one_line_error(done) and "restarts" not in done.stdout
     done = cloud.run("gke_run.sh", *arguments, rules=[(state, "Failed", "", "Failed")], **CLOUD)
     assert done.returncode == 1 and [call[1] for call in cloud.calls if call[1] in ("apply", "delete")] == [
         "delete",
@@ -650,7 +795,10 @@ def test_slurm_submits_once_and_queues_a_preempted_job_again(cloud):
     done = cloud.run("slurm_run.sh", "--nodes=2", *TRAIN, rules=[("squeue", "")])
     assert done.returncode == 0, done.stderr
     (submitted,) = [call for call in cloud.calls if call[0] == "sbatch"]
-    assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--job-name=codegen2"} <= set(submitted)
+    wanted = {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--job-name=codegen2", "--export=ALL"}
+    assert wanted <= set(submitted)
+    done = cloud.run("slurm_run.sh", *TRAIN, rules=[("squeue", "")], SLURM_JOB_ID="4")  # from an interactive job
+    assert done.returncode == 0 and cloud.lines("sbatch .*--nodes=1") and not cloud.lines("srun")
     assert submitted[-4:] == [str(SCRIPTS / "slurm_run.sh"), *TRAIN]
     done = cloud.run("slurm_run.sh", *TRAIN, rules=[("squeue", "17 RUNNING\n")])
     assert "job 17 RUNNING" in done.stdout and not cloud.lines("sbatch")
@@ -667,6 +815,13 @@ def test_slurm_submits_once_and_queues_a_preempted_job_again(cloud):
         (srun,) = [call for call in cloud.calls if call[0] == "srun"]
         assert srun[-4:] == ["--distributed=on", "--model_dir=runs/codegen2", *TRAIN[1:]]
         assert cloud.lines("scontrol") == (["scontrol requeue 17"] if requeued else [])
+    odd = {"SHELL_SETUP": "export MODULES=$NOT_SET", "GPUS": "1", "CACHE": "/shared/cache"}
+    (cloud.folder / "bin" / "srun").write_text('#!/bin/bash\necho "$@" "cache=$CODEGEN2_JAX_CACHE"\n')
+    done = cloud.run(cloud.folder / "spool" / "slurm_script", *TRAIN, **job | odd)
+    # One process is no cluster, which --distributed=on would not take
+    assert done.returncode == 0 and "--distributed=off" in done.stdout and "cache=/shared/cache" in done.stdout, done
+    done = cloud.run(cloud.folder / "spool" / "slurm_script", *TRAIN, **job | {"SHELL_SETUP": "false"})
+    assert done.returncode == 1 and "--distributed" not in done.stdout
     options = [line for line in (SCRIPTS / "slurm_run.sh").read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"#SBATCH --requeue", "#SBATCH --open-mode=append"} < set(options)
 

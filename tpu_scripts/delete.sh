@@ -6,7 +6,9 @@ set -euo pipefail
 source "$(dirname "$0")/machines.sh"
 
 now="$(state ACTIVE)"
-if [[ -z $now && $ON != group ]]; then
+if [[ $now == DELETING ]]; then
+  echo "$NAME is being deleted already."
+elif [[ -z $now && $ON != group ]]; then
   echo "$NAME is not there: nothing to delete."
 else
   remove

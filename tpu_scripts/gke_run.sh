@@ -4,34 +4,30 @@
 # same name makes place for the new one, which resumes its run directory.
 #   tpu_scripts/gke_run.sh --storage=gs://BUCKET --image=IMAGE [--topology=v5p:4x4x4] -- --gin_file=FILE.gin [...]
 set -euo pipefail
-export ON=gke
+export ON=gke trains=1 takes="NAME TOPOLOGY STORAGE MODEL_DIR CACHE IMAGE SERVICE_ACCOUNT POLL_SECONDS"
 # shellcheck source=machines.sh
 source "$(dirname "$0")/machines.sh"
 need STORAGE IMAGE
 [[ $STORAGE == gs://* ]] || die "STORAGE=$STORAGE: pods mount a bucket, gs://BUCKET."
 ((${#TRAIN[@]})) || die "nothing to train: what training takes follows a lone --, as in -- --gin_file=pp_tf.gin"
 
-quoted=""
-for word in "--model_dir=$MODEL_DIR" "${TRAIN[@]}"; do quoted+=", '${word//"'"/"''"}'"; done # single quotes of YAML
-declare -A value=([NAME]="$NAME" [MACHINES]="$machines" [GKE_ACCELERATOR]="$gke_accelerator" [IMAGE]="$IMAGE"
-  [SHAPE]="${TOPOLOGY#*:}" [SERVICE_ACCOUNT]="${SERVICE_ACCOUNT:-default}" [BUCKET]="${STORAGE#gs://}"
-  [ARGUMENTS]="[${quoted#, }]")
+[[ $MODEL_DIR == "$MOUNT/"* ]] || die "MODEL_DIR=$MODEL_DIR is not below $MOUNT: it would go with the pods."
+
 manifest="$(mktemp --suffix=.yaml)" && trap 'rm -f -- "$manifest"' EXIT
-while IFS= read -r line; do # KEY: anything # WORD  ->  KEY: the value of WORD
-  word="${line##* # }"
-  if [[ $line == *": "*" # "* && -n ${value[$word]:-} ]]; then line="${line%%: *}: ${value[$word]}"; fi
-  printf '%s\n' "$line"
-done < "$here/gke_jobset.yaml" > "$manifest"
+filled > "$manifest"
 if [[ -n $DRY_RUN ]]; then cat "$manifest"; fi
 
-ask() { if [[ -z $DRY_RUN ]]; then kubectl get jobset "$NAME" --ignore-not-found -o jsonpath="{.status.$1}"; fi; }
-ended="$(ask terminalState)"
+ask() { kubectl get jobset "$NAME" "${@:2}" -o jsonpath="{.status.$1}"; }
+if [[ -z $DRY_RUN ]]; then ended="$(ask terminalState --ignore-not-found)"; else ended=""; fi
 if [[ -n $ended ]]; then run kubectl delete jobset "$NAME" --wait; fi
 run kubectl apply -f "$manifest"
 newest=(-l "jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0")
-while ended="$(ask terminalState)" && [[ -z $ended ]]; do # a log ends with its pod; the next one follows
+ended="" missed=0
+while [[ -z $ended ]]; do # a log ends with its pod, or breaks off; the next one follows
   run kubectl logs "${newest[@]}" --follow --pod-running-timeout=1h --tail=-1 || true
   if [[ -n $DRY_RUN ]]; then exit 0; fi
   sleep "$POLL_SECONDS"
+  if ended="$(ask terminalState)"; then missed=0; continue; fi
+  ((++missed <= 5)) || die "kubectl finds no more out about $NAME, see above; unless it was deleted, the job goes on."
 done
 echo "$NAME: $ended after $(ask restarts) restarts." && [[ $ended == Completed ]]

@@ -8,24 +8,24 @@ case "${1:-}" in
   --dry-run) shift && run() { echo "${@@Q}"; } ;;
   *) run() { "$@"; } ;;
 esac
+(($# == 3)) || { echo "error: $# words given; 3 are wanted: EXTRAS STORAGE MOUNT, see --help." >&2; exit 2; }
 extras="$1" storage="$2" mount="$3" here="$(cd "$(dirname "$0")" && pwd)"; cd "$HOME"
-
-install_gcsfuse() {
-  local keys=/usr/share/keyrings/cloud.google.asc list=/etc/apt/sources.list.d/gcsfuse.list
-  local url=https://packages.cloud.google.com
+package() { # a fresh machine upgrades itself first and holds apt's locks meanwhile
+  for _ in {1..60}; do if run sudo apt-get update; then break; else sleep 10; fi; done
+  run sudo apt-get -o DPkg::Lock::Timeout=600 install -y "$1"
+}
+add_gcsfuse() {
+  local keys=/usr/share/keyrings/cloud.google.asc url=https://packages.cloud.google.com
   run sudo curl -fsS -o "$keys" "$url/apt/doc/apt-key.gpg"
-  run sudo sh -c "echo 'deb [signed-by=$keys] $url/apt gcsfuse-$(lsb_release -cs) main' > $list"
-  run sudo apt-get update && run sudo apt-get install -y gcsfuse
+  run sudo sh -c "echo 'deb [signed-by=$keys] $url/apt gcsfuse-$(lsb_release -cs) main' \
+    > /etc/apt/sources.list.d/gcsfuse.list" && package gcsfuse
 }
 if [[ -n $storage ]] && ! mountpoint -q "$mount"; then
   run sudo install -d -o "$(id -un)" "$mount"
-  if [[ $storage == gs://* ]]; then
-    command -v gcsfuse > /dev/null || install_gcsfuse
-    run gcsfuse --implicit-dirs "${storage#gs://}" "$mount"
-  else
-    command -v mount.nfs > /dev/null || run sudo apt-get install -y nfs-common
-    run sudo mount -t nfs "$storage" "$mount"
-  fi
+  case "$storage" in
+    gs://*) command -v gcsfuse > /dev/null || add_gcsfuse; run gcsfuse --implicit-dirs "${storage#gs://}" "$mount" ;;
+    *) command -v mount.nfs > /dev/null || package nfs-common; run sudo mount -t nfs "$storage" "$mount" ;;
+  esac
 fi
 if bash "$here/host_train.sh" running; then echo "$(hostname): training runs: its installation stays." && exit 0; fi
 stamp="$(sha256sum < codegen2_jax.tar.gz) $extras"

@@ -4,7 +4,7 @@
 #   bash host_train.sh follow             shows its log until it ends
 #   bash host_train.sh wait               waits until it ends and exits with its code; 75 = state saved, start again
 #   bash host_train.sh running            exits with 0 if it runs, else with 1
-#   bash host_train.sh --dry-run ...      prints the command
+#   bash host_train.sh --dry-run start ARGUMENTS    prints the command
 set -euo pipefail
 home="$HOME/.codegen2_jax_run" dry_run=""
 if [[ ${1:-} == --dry-run ]]; then dry_run=1 && shift; fi
@@ -17,9 +17,8 @@ case "${1:-}" in
     command=("$HOME/venv/bin/python" -u -m codegen2_jax.train "${@:2}")
     if [[ -n $dry_run ]]; then echo "${command[@]@Q}" && exit 0; fi
     if running; then echo "$(hostname): training runs already." && exit 0; fi
-    mkdir -p "$home" && cd "$HOME"
+    mkdir -p "$home" && cd "$HOME" && rm -f "$home/code"
     if [[ -f $home/log ]]; then mv "$home/log" "$home/log.$(date +%s)"; fi
-    rm -f "$home/code"
     # A machine that shuts down sends SIGTERM to all: this shell stays until training has saved and left its exit code.
     # shellcheck disable=SC2016
     nohup setsid bash -c 'trap : TERM INT; code=0; "${@:2}" || code=$?; echo "$code" > "$1/code"' \
@@ -36,5 +35,6 @@ case "${1:-}" in
     exit "$(cat "$home/code" 2> /dev/null || echo 137)" # no code: killed, or the machine was started anew
     ;;
   running) running ;;
-  *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;;
+  --help | -h | "") sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;;
+  *) echo "error: $1 is none of start, follow, wait and running." >&2 && exit 2 ;;
 esac

@@ -3,7 +3,7 @@
 #   ON, NAME     queued, group, host or gke; what everything that is made is called (default queued, codegen2)
 #   PROJECT, ZONE, TOPOLOGY   of Google Cloud; a topology is a row of topologies.txt (default v5p:4x4x4)
 #   CAPACITY, RESERVATION   spot, on-demand or reserved (default spot), on a group with the reservation's name
-#   HOST         user@host for ssh, with --on=host; or the account on the machines of a group
+#   HOST         user@host for ssh, with --on=host
 #   STORAGE      what outlives the machines and all of them mount: gs://BUCKET, or SERVER:/EXPORT of NFS
 #   MODEL_DIR, CACHE   on the machines: runs/NAME and cache in that storage, or on a host in the home
 #   SOURCE       a checkout of this repository (default: the one with these scripts); uncommitted edits go along
@@ -22,17 +22,19 @@ run() { # runs a command, or prints it under --dry-run
   local word plain='^[][A-Za-z0-9_./:=,@%+~-]+$'
   for word; do [[ $word =~ $plain ]] || word="${word@Q}"; printf '%s ' "$word"; done && echo
 }
-need() {
-  local name; for name; do [[ -n ${!name:-} ]] || die "$name is not set: export it or give --${name,,}=VALUE."; done
-}
-DRY_RUN="${DRY_RUN:-}" TRAIN=()
+need() { for name; do [[ -n ${!name:-} ]] || die "$name is not set: export it or give --${name,,}=VALUE."; done; }
+export NAME="${NAME:-codegen2}" DRY_RUN="${DRY_RUN:-}" && TRAIN=()
 while (($#)); do
   name="${1%%=*}" && name="${name#--}" && name="${name^^}" && name="${name//-/_}"
   case "$1" in
     --help | -h) usage ;;
     --dry-run) export DRY_RUN=1 ;;
-    --) TRAIN=("${@:2}") && break ;;
-    --*=*) [[ $flags == *" $name "* ]] || die "unknown flag ${1%%=*}; see --help."; export "$name=${1#*=}" ;;
+    --) [[ -n ${trains:-} ]] || die "${0##*/} trains nothing: leave out the lone -- and what follows."
+      TRAIN=("${@:2}") && break ;;
+    --*=*) [[ -n $name && $flags == *" $name "* ]] || die "unknown flag ${1%%=*}; see --help."
+      [[ " $takes " == *" $name "* ]] || die "${0##*/} has no use for ${1%%=*}: leave it out."
+      export "$name=${1#*=}" ;;
     *) die "unexpected argument $1; what training takes follows a lone --, see --help." ;;
   esac && shift
 done
+[[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "NAME=$NAME must be 1 to 40 of a-z, 0-9 and -, letter first."

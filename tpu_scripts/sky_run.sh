@@ -3,9 +3,9 @@
 #   tpu_scripts/sky_run.sh --storage=gs://BUCKET [--name=codegen2] [--extras=tpu,seqio] -- --gin_file=FILE.gin [...]
 # Then: sky jobs logs --name NAME; sky jobs cancel --name NAME; fetch.sh --on=gke --storage=... takes the results.
 set -euo pipefail
+trains=1 takes="NAME STORAGE EXTRAS"
 # shellcheck source=settings.sh
 source "$(dirname "$0")/settings.sh"
-NAME="${NAME:-codegen2}"
 need STORAGE
 [[ $STORAGE =~ ^gs://[^/]+$ ]] || die "STORAGE=$STORAGE: SkyPilot mounts a bucket, gs://BUCKET."
 ((${#TRAIN[@]})) || die "nothing to train: what training takes follows a lone --, as in -- --gin_file=pp_tf.gin"

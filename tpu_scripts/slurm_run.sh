@@ -8,27 +8,31 @@
 #SBATCH --signal=TERM@300
 # The last: SIGTERM to all processes 300 s before the time limit; they save their state and exit with 75.
 set -euo pipefail
+trains=1 takes="NAME MODEL_DIR CACHE NODES GPUS SHELL_SETUP" submitted="${TPU_SCRIPTS:-}"
 # shellcheck source=settings.sh
 source "${TPU_SCRIPTS:-$(dirname "$0")}/settings.sh"
-export NAME="${NAME:-codegen2}" NODES="${NODES:-1}" GPUS="${GPUS:-8}" SHELL_SETUP="${SHELL_SETUP:-}" TPU_SCRIPTS="$here"
+export NODES="${NODES:-1}" GPUS="${GPUS:-8}" SHELL_SETUP="${SHELL_SETUP:-}" TPU_SCRIPTS="$here"
 export MODEL_DIR="${MODEL_DIR:-runs/$NAME}" # on the file system that all nodes share
 for number in "$NODES" "$GPUS"; do
   [[ $number =~ ^[1-9][0-9]*$ ]] || die "NODES=$NODES and GPUS=$GPUS must be whole numbers above 0."
 done
 ((${#TRAIN[@]})) || die "nothing to train: what training takes follows a lone --, as in -- --gin_file=pp_tf.gin"
 
-if [[ -z ${SLURM_JOB_ID:-} ]]; then
+if [[ -z $submitted ]]; then # in a shell that Slurm gave too
   queued=""
   if [[ -z $DRY_RUN ]]; then queued="$(squeue --me --noheader --name="$NAME" --format='%i %T')"; fi
   if [[ -n $queued ]]; then echo "$NAME is there already: job $queued." && exit 0; fi
   run mkdir -p "$MODEL_DIR"
-  run sbatch --job-name="$NAME" --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" \
+  run sbatch --export=ALL --job-name="$NAME" --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" \
     --output="$MODEL_DIR/slurm-%j.log" "$here/slurm_run.sh" -- "${TRAIN[@]}"
   echo "The log: $MODEL_DIR/slurm-JOB.log; to stop: scancel --name=$NAME." && exit 0
 fi
-eval "$SHELL_SETUP"
+set +u && eval "$SHELL_SETUP" # modules and conda read variables that are not set
+set -eu
+if [[ -n ${CACHE:-} ]]; then export CODEGEN2_JAX_CACHE="$CACHE"; fi
+several=on && if ((NODES * GPUS == 1)); then several=off; fi
 code=0 # a process that ends early leaves the others 300 s to save
-run srun --kill-on-bad-exit=0 --wait=300 python -u -m codegen2_jax.train --distributed=on --model_dir="$MODEL_DIR" \
-  "${TRAIN[@]}" || code=$?
+run srun --kill-on-bad-exit=0 --wait=300 python -u -m codegen2_jax.train --distributed="$several" \
+  --model_dir="$MODEL_DIR" "${TRAIN[@]}" || code=$?
 if [[ $code == 75 ]]; then run scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -5,8 +5,11 @@ caches and the vocabulary must be at the same path on the driver and on every wo
 bucket. Beam comes with the extra `beam`, whose versions do not fit those of constraints.txt: docs/launch.md tells how.
 """
 
+import contextlib
+import difflib
 import functools
 import importlib.util
+import io
 import json
 import shlex
 import shutil
@@ -41,18 +44,35 @@ def _options(flags: str):
     from apache_beam import runners
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+    said = io.StringIO()  # argparse prints all options of Beam, then what is wrong
     try:
-        words = shlex.split(flags)
-        options = PipelineOptions(words)
-        known = options.get_all_options()
-        unknown = sorted(set(options.get_all_options(retain_unknown_options=True)) - set(known))
-        runners.create_runner(options.view_as(StandardOptions).runner or "DirectRunner")
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            words = shlex.split(flags)
+            options = PipelineOptions(words)
+            known = options.get_all_options()
+            unknown = sorted(set(options.get_all_options(retain_unknown_options=True)) - set(known))
+            stray = [word for place, word in enumerate(words) if _has_no_effect(words, place, known)]
+            runners.create_runner(options.view_as(StandardOptions).runner or "DirectRunner")
     except (ValueError, ImportError, SystemExit) as error:
-        raise UserError(f"--beam={flags!r} cannot be read as the options of a Beam pipeline: {error}.") from error
-    stray = [word for word in words if not word.startswith("-") and f"={word}" not in flags]
-    if unknown or (words and not words[0].startswith("-")):
-        raise UserError(f"--beam={flags!r}: Beam knows no option {', '.join(unknown) or stray[0]}.")
+        why = said.getvalue().rpartition("error: ")[2].strip() if isinstance(error, SystemExit) else str(error)
+        raise UserError(f"--beam={flags!r} cannot be read as the options of a Beam pipeline: {why}.") from error
+    if unknown or stray:
+        near = difflib.get_close_matches([*unknown, *stray][0], known, n=1)
+        meant = f"did you mean --{near[0]}?" if near else "an option is --NAME=VALUE."
+        raise UserError(f"--beam={flags!r}: Beam knows no option {', '.join([*unknown, *stray])}; {meant}")
     return options
+
+
+def _has_no_effect(words: list[str], place: int, options: dict) -> bool:
+    """Whether a word is neither an option nor the value of one: Beam drops it, and without it nothing is different."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    if words[place].startswith("-"):
+        return False
+    try:
+        return PipelineOptions(words[:place] + words[place + 1 :]).get_all_options() == options
+    except SystemExit:  # an option lacks its value
+        return False
 
 
 def _run(options, work: Path, stage: Callable, items: Sequence[tuple]) -> list:
@@ -88,7 +108,15 @@ def _collect(options, work: Path, items: Sequence[tuple], transform) -> list:
             numbered = pipeline | "Items" >> beam.Create(list(enumerate(items))) | "Spread" >> beam.Reshuffle()
             lines = numbered | "Stage" >> transform | "Lines" >> beam.Map(json.dumps)
             lines | "Results" >> beam.io.WriteToText(str(folder / "results"))  # noqa: B018
-        found = [json.loads(line) for file in sorted(folder.iterdir()) for line in file.open(encoding="utf-8")]
+        texts = [file.read_text(encoding="utf-8") for file in sorted(folder.iterdir())]
+        found = [json.loads(line) for text in texts for line in text.splitlines()]
+    except (RuntimeError, OSError, ValueError) as error:
+        if "[while running '" in str(error):  # Beam's note on what a stage raised
+            raise
+        runner = options.get_all_options()["runner"] or "Beam's default runner"
+        raise UserError(
+            f"{runner} could not run the pipeline ({str(error).strip()[:300]}); check its options in --beam."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     errors = sorted(number for number, result in found if isinstance(result, dict) and "user_error" in result)

@@ -12,6 +12,7 @@ function of plain data that runs wherever the package, the task modules and the 
 
 import functools
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -60,10 +61,10 @@ def _worker(task: str, task_modules: tuple[str, ...], vocabulary: str) -> Worker
 
 def make(split: Split, number: int) -> int:
     """Stage 1: the number of examples of a shard, whose file is there afterwards."""
-    path = Path(split.files[number])
+    path, worker = Path(split.files[number]), split.ready()  # what is wrong with the worker comes to light here
     if path.is_file():  # a run before this one, stopped later, has made it
         return sum(1 for _ in cache_writing.read_shard(path))
-    return cache_writing.make_shard(split.ready().task, split.name, number, len(split.files), path)
+    return cache_writing.make_shard(worker.task, split.name, number, len(split.files), path)
 
 
 def ids(split: Split, number: int, start: int) -> Iterator[tuple[str, int]]:
@@ -106,7 +107,8 @@ def judge(split: Split, number: int, start: int, repeated: Sequence[int]) -> dic
 def write(split: Split, part: str, sources: Sequence[tuple], kept_fault: str, skip: int, take: int) -> str:
     """Stage 4: the sha256 of a part that holds `take` kept examples, after `skip` others, of the `sources` in order.
 
-    A source is (number, start, repeated). The lengths lie beside the part.
+    A source is (number, start, repeated). The lengths lie beside the part. Both appear when they are complete: a runner
+    may have a stage done twice, even at once.
     """
 
     def records():
@@ -120,8 +122,13 @@ def write(split: Split, part: str, sources: Sequence[tuple], kept_fault: str, sk
                 if passed == skip + take:
                     return
 
-    np.save(f"{part}.npy", np.asarray(cache.write_part(Path(part), records()), "<i4"))
-    return cache.file_sha256(Path(part))
+    own = Path(split.environment[WORK_VARIABLE], f"{Path(part).name}.{uuid.uuid4().hex}")
+    lengths = own.with_name(f"{own.name}.npy")
+    np.save(lengths, np.asarray(cache.write_part(own, records()), "<i4"))
+    digest = cache.file_sha256(own)
+    lengths.rename(f"{part}.npy")
+    own.rename(part)
+    return digest
 
 
 def write_split(

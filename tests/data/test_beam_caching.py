@@ -1,14 +1,18 @@
 """A cache made in stages, alone or on Apache Beam, is the cache that one process writes: every byte of every file."""
 
+import functools
+import gc
 import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from codegen2_jax.data import beam_caching, cache_stages, cache_writing
+from codegen2_jax.data import beam_caching, cache, cache_stages, cache_writing
 from codegen2_jax.data.vocabulary import train_vocabulary
 from codegen2_jax.errors import UserError
 
@@ -173,6 +177,44 @@ def test_shards_that_are_wrapped_in_different_ways_are_an_error():
         cache_stages._sum_up(Split(), [{"wrapped": True}, {"wrapped": None}, {"wrapped": False}])
 
 
+def test_a_part_appears_when_it_is_complete(tmp_path, monkeypatch):
+    """A runner may write a part again, even while a first attempt still does; both make the same bytes."""
+    (tmp_path / "work").mkdir()
+    split = SimpleNamespace(environment={cache_writing.WORK_VARIABLE: str(tmp_path / "work")}, reading=lambda: None)
+    part = tmp_path / "train.part0"
+
+    def judged(*arguments, fail=False):
+        for position in range(5):
+            assert not part.exists() or fail
+            tokens = np.arange(position + 1, dtype=np.int32)
+            yield position, {"id": f"{position}", "inputs": tokens, "targets": tokens}, "", 0
+        if fail:
+            raise OSError("the machine goes")
+
+    monkeypatch.setattr(cache_stages, "_judged", judged)
+    digest = cache_stages.write(split, str(part), [(0, 0, [])], "", 1, 3)
+    assert cache.file_sha256(part) == digest and np.load(f"{part}.npy").tolist() == [[2, 2], [3, 3], [4, 4]]
+    monkeypatch.setattr(cache_stages, "_judged", functools.partial(judged, fail=True))
+    with pytest.raises(OSError, match="the machine goes"):
+        cache_stages.write(split, str(part), [(0, 0, [])], "", 1, 30)
+    assert cache.file_sha256(part) == digest and len(list(tmp_path.glob("train*"))) == 2
+
+
+def test_a_worker_that_lacks_something_says_so_though_its_shard_is_there(tmp_path):
+    (tmp_path / "shard").touch()
+
+    class Split:
+        files = (str(tmp_path / "shard"),)
+
+        def ready(self):
+            raise UserError("task module toy cannot be found.")
+
+    assert beam_caching._call((3, (Split(), 0)), cache_stages.make) == (
+        3,
+        {"user_error": "task module toy cannot be found."},
+    )
+
+
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
     reason="Apache Beam is not installed: in an environment of its own, pip install 'codegen2_jax[beam]' pytest-xdist",
@@ -188,11 +230,50 @@ def test_beam_writes_the_same_files_as_one_process(tmp_path, program_environment
 
 @needs_beam
 @pytest.mark.parametrize(
-    ("options", "named"), [("--runner=NoSuchRunner", "NoSuchRunner"), ("--no_such=1", "no_such"), ("8", "8")]
+    ("options", "named"),
+    [
+        ("--runner=NoSuchRunner", "NoSuchRunner"),
+        ("--no_such=1", "no option no_such; did you mean"),
+        ("--direct_num_worker=2", "no option direct_num_worker; did you mean --direct_num_workers"),
+        ("8", "no option 8;"),
+        ("--direct_num_workers 2 more", "no option more;"),
+        ("--direct_num_workers=2 more", "no option more;"),
+        ("--streaming more", "no option more;"),
+        ("--direct_num_workers=two", "invalid .* value: 'two'"),
+        ("--direct_running_mode=multi_process", "invalid choice: 'multi_process'"),
+        ("'", "No closing quotation"),
+    ],
 )
-def test_an_option_that_beam_does_not_know_is_one_line(options, named):
+def test_an_option_that_beam_does_not_know_is_one_line(options, named, capfd):
     with pytest.raises(UserError, match=named):
         beam_caching.split_writer(options, ())
+    assert "usage:" not in "".join(capfd.readouterr())
+
+
+@needs_beam
+def test_options_that_beam_knows_are_taken():
+    for options in ("", "--direct_num_workers 2 --direct_running_mode=multi_processing", "--streaming --job_name=a"):
+        assert beam_caching.split_writer(options, ())
+
+
+def _half(number):
+    if number == 3:
+        raise OSError("a disk fails")
+    return number / 2
+
+
+@needs_beam
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # files that Beam leaves open when a stage fails
+def test_a_runner_that_cannot_be_had_is_one_line_and_a_fault_of_a_stage_is_not(tmp_path):
+    away = beam_caching._options(f"--runner=FlinkRunner --flink_job_server_jar={tmp_path}/none.jar")
+    with pytest.raises(UserError, match="FlinkRunner could not run the pipeline"):
+        beam_caching._run(away, tmp_path, _half, [(1,), (2,)])
+    here = beam_caching._options("")
+    assert beam_caching._run(here, tmp_path, _half, [(1,), (2,)]) == [0.5, 1.0]
+    with pytest.raises((OSError, RuntimeError), match="a disk fails"):
+        beam_caching._run(here, tmp_path, _half, [(1,), (3,)])
+    assert not list(tmp_path.iterdir())
+    gc.collect()
 
 
 def test_without_beam_the_message_says_what_to_install(tmp_path, monkeypatch):
