@@ -4,9 +4,9 @@
   python benchmarks/roofline_decode.py --model=codegen-125m --shape 4 128 64 --num_beams 1
 
 The parts of `decoding.generate`: the source read and its keys made, once; then at every position the network with its
-head over a cache of two lengths, and the choice of the next tokens, each as the loop that a search runs. FLOPs and
-bytes are XLA's account of one position, times the positions; floors are made as in roofline.py. No row ends early. The
-head alone is shown too, a part of the network.
+head over a cache of two lengths, and the choice of the next tokens, each as the loop that a search runs. FLOPs are
+XLA's account of one position, times the positions; bytes are weights, keys and values, read once a position. Floors are
+made as in roofline.py. No row ends early. The head alone is shown too, a part of the network.
 """
 
 import common
@@ -14,11 +14,16 @@ import contest
 import roofline
 import steps
 
+from codegen2_jax import start_up
+
 COLUMNS = ("gflop", "gb", "floor", "seconds", "cpu_seconds")
 
 
 def parts_of(config, shape: tuple[int, int, int], num_beams: int) -> dict[str, tuple[int, object, object, tuple]]:
-    """{part: (how often, one of it to account for, all of it to measure, arguments of both)}."""
+    """{part: (how often, one of it to account for, all of it to measure, arguments of both, bytes or None)}.
+
+    Bytes are those that one of it must read; None: XLA's account, which counts more of a cache than is read.
+    """
     import dataclasses
 
     import jax
@@ -29,6 +34,8 @@ def parts_of(config, shape: tuple[int, int, int], num_beams: int) -> dict[str, t
     from codegen2_jax.training.initialisation import model_of
 
     rows, source, max_length = shape
+    if config.decoder_start_token_id is None:  # a decoder's, which come with a vocabulary
+        config = dataclasses.replace(config, decoder_start_token_id=0, eos_token_id=1, pad_token_id=2)
     model, flat = model_of(config), model_of(dataclasses.replace(config, unrolled=True))
     params = jax.jit(model.init_params)(jax.random.key(0))
     batch = {name: value for name, value in steps.pairs(config, rows, source, 2).items() if name.startswith("inputs")}
@@ -47,7 +54,9 @@ def parts_of(config, shape: tuple[int, int, int], num_beams: int) -> dict[str, t
         return read
 
     cache, decoder = jax.jit(reading(model))(params, batch), jax.jit(model.decoder_params)(params)
-    parts = {"source, once": (1, reading(flat), reading(model), (params, batch))}
+    parts = {"source, once": (1, reading(flat), reading(model), (params, batch), None)}
+    unread = decoder["embedding"].nbytes if "head" in decoder else 0  # a row of it for each token
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(decoder)) - unread
 
     def position(decoder, cache, at):
         return model.decode_step(decoder, cache, tokens_BK, at, ancestry_BKT)
@@ -60,11 +69,13 @@ def parts_of(config, shape: tuple[int, int, int], num_beams: int) -> dict[str, t
             start = (jnp.zeros((*tokens_BK.shape, config.vocab_size), jnp.float32), cache)
             return jax.lax.fori_loop(before, length, body, start)[0]
 
+        size = weights + sum(leaf.nbytes for leaf in jax.tree.leaves(grown))
         name = f"network, positions {before} to {length - 1}"
-        parts[name] = (length - before, position, positions, (decoder, grown, jnp.int32(before)))
+        parts[name] = (length - before, position, positions, (decoder, grown, jnp.int32(before)), size)
     table_VD, bias_V = model.head_weights(params)
     x_BKD = jax.random.normal(jax.random.key(0), (rows, num_beams, table_VD.shape[1])).astype(config.dtype)
-    parts["the head in it"] = (lengths[-1], model.logits_of, model.logits_of, (params, x_BKD))
+    head = model.logits_of
+    parts["the head in it"] = (lengths[-1], head, head, (params, x_BKD), table_VD.nbytes)
     logits_BKV = jax.random.normal(jax.random.key(1), (rows, num_beams, config.vocab_size))
 
     def choice(max_length):
@@ -79,9 +90,9 @@ def parts_of(config, shape: tuple[int, int, int], num_beams: int) -> dict[str, t
 
         return choose
 
-    parts["choice of the tokens"] = (lengths[-1], choice(2), choice(max_length), (logits_BKV,))
+    parts["choice of the tokens"] = (lengths[-1], choice(2), choice(max_length), (logits_BKV,), logits_BKV.nbytes)
     whole = lambda params, batch: generate(model, params, batch, max_length=max_length, num_beams=num_beams)  # noqa: E731
-    parts["the whole"] = (0, None, whole, (params, batch))
+    parts["the whole"] = (0, None, whole, (params, batch), 0)
     return parts
 
 
@@ -90,7 +101,7 @@ def rows_of(config, shape: tuple[int, int, int], num_beams: int, peaks: dict, ro
     import jax
 
     rows = {}
-    for name, (times, one, everything, arguments) in parts_of(config, shape, num_beams).items():
+    for name, (times, one, everything, arguments, read) in parts_of(config, shape, num_beams).items():
         # A loop over positions is measured whole; what has none is measured once and counted as often as it happens.
         looped = one != everything
         compiled = jax.jit(everything).lower(*arguments).compile()
@@ -99,7 +110,8 @@ def rows_of(config, shape: tuple[int, int, int], num_beams: int, peaks: dict, ro
         flops = size = 0.0
         if one is not None:
             cost = jax.jit(one).lower(*arguments).compile().cost_analysis()
-            flops, size = times * cost.get("flops", 0.0), times * cost.get("bytes accessed", 0.0)
+            flops = times * cost.get("flops", 0.0)
+            size = times * (cost.get("bytes accessed", 0.0) if read is None else read)
         floor = max(flops / peaks["flops"], size / peaks["bytes"])
         rows[name] = {"gflop": flops / 1e9, "gb": size / 1e9, "floor": floor} | spent
     whole, counted = rows.pop("the whole"), [row for name, row in rows.items() if name != "the head in it"]
@@ -134,4 +146,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_up.use_large_allocations()  # as training does, whose scoring this is
     main()
