@@ -48,13 +48,12 @@ from pathlib import Path
 BEGAN = time.perf_counter()  # ahead of the imports that take seconds: --minutes count from the program's start
 
 import contest  # noqa: E402
+import gpu_report  # noqa: E402
 import numpy as np  # noqa: E402
 import steps  # noqa: E402
 
 from codegen2_jax import json_files  # noqa: E402
 
-# Dense bfloat16 products, TFLOP/s, by a part of the device's name (the makers' data sheets).
-PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "B200": 2250}
 REAL = dict(decoder="codegen2-1b", t5=("codet5-small", "codet5-large"), length=2048, rows=16, batch_size=32)
 REAL |= dict(batches_per_task=3, samples=(1, 32, 256), prompt=128, new_tokens=128, square=8192, least=3.0)
 REAL |= dict(records=2000, compile_limit=90)
@@ -582,34 +581,9 @@ def one_row(task: dict) -> dict:
     return found | ({"device": device, "date": time.strftime("%Y-%m-%d")} if "seconds" in found else {})
 
 
-def peak_of(results: dict, device: str) -> tuple[float, str]:
-    """(TFLOP/s, where from): the maker's figure by the device's name, else the measured square product."""
-    known = next((peak for name, peak in PEAKS.items() if name in device), None)
-    if known:
-        return known, "data sheet"
-    return results.get("peak, jax", {}).get("tflops", float("nan")), "measured product"
-
-
 def is_done(row: dict) -> bool:
     """Measured, or nothing that could be measured here; others are tried again."""
     return "seconds" in row or "skipped" in row
-
-
-def device_of(results: dict, side: str = "") -> str | None:
-    """What the rows, or those of "jax" or "torch", ran on."""
-    return next((row["device"] for name, row in results.items() if "device" in row and side in name), None)
-
-
-def dates_of(results: dict) -> str:
-    """The days on which the rows were measured."""
-    return ", ".join(sorted({row["date"] for row in results.values() if "date" in row})) or "nothing was measured"
-
-
-def report_of(results: dict, work: dict, machine: dict) -> dict:
-    device = device_of(results) or "unknown"
-    peak, origin = peak_of(results, device)
-    facts = machine | {"device": device, "peak_tflops": peak, "peak_from": origin}
-    return {"machine": facts, "settings": work, "rows": results, "table": table(results, peak)}
 
 
 def earlier(out: Path, work: dict, machine: dict) -> tuple[dict, dict]:
@@ -627,48 +601,6 @@ def earlier(out: Path, work: dict, machine: dict) -> tuple[dict, dict]:
     if other:
         contest.fail(f"{out} was measured with {', '.join(other)}; give another --out, or delete it to start anew.")
     return rows, before
-
-
-def rate_of(row: dict) -> tuple[str | None, float]:
-    """(of what, how many per second)."""
-    unit = next((unit for unit in ("tokens", "examples") if f"{unit}_per_second" in row), None)
-    return unit, row.get(f"{unit}_per_second", 0.0)
-
-
-def said_of(row: dict) -> str:
-    """A row in a few words: its rate, or why it has none."""
-    unit, rate = rate_of(row)
-    if unit:
-        return f"{rate:,.0f} {unit}/s"
-    if "tflops" in row:
-        return f"{row['tflops']:.1f} TFLOP/s"
-    return next(f"{key}: {row[key]}" for key in ("failed", "skipped", "left_out") if key in row)
-
-
-def spread_of(row: dict) -> str:
-    """The slowest and the fastest round: of the rate, or of TFLOP/s where there is none."""
-    unit, rate = rate_of(row)
-    fastest, slowest = (row["seconds"] / seconds * (rate if unit else row["tflops"]) for seconds in row["spread"])
-    return f"{slowest:,.0f} - {fastest:,.0f}" if unit else f"{slowest:.1f} - {fastest:.1f} TFLOP/s"
-
-
-def table(results: dict, peak: float) -> str:
-    """Rows as text: rates, the share of the peak, memory, and ours against torch's row of the same work."""
-    names = ["work", "per second", "slowest - fastest", "TFLOP/s", "of peak", "peak GiB", "x torch", "compile s"]
-    lines = ["| " + " | ".join([*names, "note"]) + " |", "|" + "---|" * (len(names) + 1)]
-    for name, row in results.items():
-        if "seconds" not in row:
-            lines.append(f"| {name} | - | - | - | - | - | - | - | {said_of(row)} |")
-            continue
-        unit, rate = rate_of(row)
-        other = results.get(f"{name.split(', ')[0]}, torch", {})
-        ratio = other.get("seconds", 0) and row["seconds"] and other["seconds"] / row["seconds"]
-        cells = [name, f"{rate:,.0f} {unit}" if unit else "-", spread_of(row)]
-        cells += [f"{row['tflops']:.1f}", f"{row['tflops'] / peak:.1%}"] if "tflops" in row else ["-", "-"]
-        cells += [f"{row['peak_gib']:.1f}" if "peak_gib" in row else "-"]
-        cells += [f"{ratio:.2f}" if ratio and ", jax" in name else "-", f"{row['compile_seconds']:.0f}"]
-        lines.append("| " + " | ".join([*cells, row.get("note", "")]) + " |")
-    return "\n".join(lines)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -726,7 +658,7 @@ def main() -> None:
         if row.get("left_out") == NO_GPU:
             told = f" It said: {row['told']}" if "told" in row else ""
             contest.fail(f"{NO_GPU}; install codegen2_jax[cuda] or [cuda12], or use --smoke.{told}")
-        before = device_of(results, name.split(", ")[1].split()[0])
+        before = gpu_report.device_of(results, name.split(", ")[1].split()[0])
         if "device" in row and before and row["device"] != before:
             contest.fail(f"{out} was measured on {before}, and this is {row['device']}; give another --out.")
         if is_done(row) or not is_done(results.get(name, {})):
@@ -735,14 +667,15 @@ def main() -> None:
             failed.append(name)
         results = {name: results[name] for name in rows if name in results}
         if out:  # at once: whatever ends the program later, this row is kept
-            json_files.write(out, report_of(results, work, machine))
+            json_files.write(out, gpu_report.report_of(results, work, machine))
         rest = f"{arguments.minutes - (time.perf_counter() - BEGAN) / 60:.1f} minutes left"
-        print(f"{name}: {said_of(row)}; {time.perf_counter() - start:.0f} s, {rest}", flush=True)
+        print(f"{name}: {gpu_report.said_of(row)}; {time.perf_counter() - start:.0f} s, {rest}", flush=True)
     results = {name: results[name] for name in rows if name in results}
-    report = report_of(results, work, machine)
+    report = gpu_report.report_of(results, work, machine)
     found = report["machine"]
     print(f"\n{found['device']}, peak {found['peak_tflops']:.4g} TFLOP/s in bfloat16 ({found['peak_from']})")
-    print(f"{', '.join(f'{name} {version}' for name, version in found['versions'].items())}; {dates_of(results)}")
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    print(f"{versions}; {gpu_report.dates_of(results)}")
     print(f"{report['table']}\n")
     if out:
         contest.write(out, report)

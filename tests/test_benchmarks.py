@@ -55,6 +55,7 @@ def test_gpu_sh_prints_a_table_and_writes_what_it_measured(tmp_path):
 
 def test_gpu_table_holds_ours_against_torch_and_says_what_is_missing():
     import gpu
+    import gpu_report
 
     row = {"seconds": 1.0, "compile_seconds": 9.0, "tokens_per_second": 1000.0, "tflops": 500.0, "peak_gib": 3.0}
     row |= {"spread": [0.8, 1.25], "date": "2026-01-02"}
@@ -66,14 +67,14 @@ def test_gpu_table_holds_ours_against_torch_and_says_what_is_missing():
         "peak, torch": {"left_out": "no time was left"},
         "peak, jax": square,
     }
-    lines = gpu.table(results, 1000.0).splitlines()
+    lines = gpu_report.table(results, 1000.0).splitlines()
     assert lines[2] == "| sample 1, jax | 1,000 tokens | 800 - 1,250 | 500.0 | 50.0% | 3.0 | 2.50 | 9 |  |"
     assert lines[4].endswith("failed: out of memory |") and lines[5].endswith("left_out: no time was left |")
     assert lines[6].startswith("| peak, jax | - | 400.0 - 625.0 TFLOP/s | 500.0 |")
-    assert len({line.count("|") for line in lines}) == 1 and gpu.dates_of(results) == "2026-01-02"
+    assert len({line.count("|") for line in lines}) == 1 and gpu_report.dates_of(results) == "2026-01-02"
     work = dict(gpu.REAL)
     assert all(hasattr(gpu, function) for function, _ in gpu.plan(work).values())
-    assert gpu.peak_of({}, "NVIDIA H200") == (989, "data sheet")
+    assert gpu_report.peak_of({}, "NVIDIA H200") == (989, "data sheet")
 
 
 def test_model_flops_are_those_of_the_formula():
