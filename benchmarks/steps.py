@@ -1,6 +1,6 @@
 """Steps to measure: models by name, batches of any shape, compiled programs with their FLOPs, bytes and seconds.
 
-Used by roofline.py, scaling.py, memory.py and gpu.py. Nothing here needs SeqIO, TensorFlow or a file.
+Used by the rooflines, scaling.py, memory.py and gpu.py with its rows. Nothing here needs SeqIO, TensorFlow or a file.
 """
 
 import dataclasses

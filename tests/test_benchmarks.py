@@ -55,7 +55,9 @@ def test_gpu_sh_prints_a_table_and_writes_what_it_measured(tmp_path):
 
 def test_gpu_table_holds_ours_against_torch_and_says_what_is_missing():
     import gpu
+    import gpu_jax
     import gpu_report
+    import gpu_torch
 
     row = {"seconds": 1.0, "compile_seconds": 9.0, "tokens_per_second": 1000.0, "tflops": 500.0, "peak_gib": 3.0}
     row |= {"spread": [0.8, 1.25], "date": "2026-01-02"}
@@ -73,7 +75,7 @@ def test_gpu_table_holds_ours_against_torch_and_says_what_is_missing():
     assert lines[6].startswith("| peak, jax | - | 400.0 - 625.0 TFLOP/s | 500.0 |")
     assert len({line.count("|") for line in lines}) == 1 and gpu_report.dates_of(results) == "2026-01-02"
     work = dict(gpu.REAL)
-    assert all(hasattr(gpu, function) for function, _ in gpu.plan(work).values())
+    assert all(hasattr(gpu_jax, name) or hasattr(gpu_torch, name) for name, _ in gpu.plan(work).values())
     assert gpu_report.peak_of({}, "NVIDIA H200") == (989, "data sheet")
 
 
@@ -442,6 +444,7 @@ def test_gpu_records_must_be_there_before_a_row_is_measured(monkeypatch, tmp_pat
 def test_gpu_samples_weights_are_drawn_on_the_host(monkeypatch):
     """Drawing them takes more than twice their memory, which could be the peak of a row that samples."""
     import gpu
+    import gpu_jax
     import jax
 
     from codegen2_jax.models.decoder_only import DecoderOnly
@@ -449,13 +452,14 @@ def test_gpu_samples_weights_are_drawn_on_the_host(monkeypatch):
     drawn, init_params = [], DecoderOnly.init_params
     seen = lambda self, key: drawn.append(jax.config.jax_default_device) or init_params(self, key)  # noqa: E731
     monkeypatch.setattr(DecoderOnly, "init_params", seen)
-    found = gpu.jax_sample(gpu.SMOKE | {"smoke": True}, 1)
+    found = gpu_jax.jax_sample(gpu.SMOKE | {"smoke": True}, 1)
     assert drawn == [jax.local_devices(backend="cpu")[0]] and found["tokens_per_second"] > 0
 
 
 def test_gpu_torch_samples_on_one_static_cache_where_transformers_compiles(monkeypatch):
     """On a GPU transformers compiles decoding for a static cache alone; one, so that its graph is recorded once."""
     import gpu
+    import gpu_torch
     import torch
     import transformers
 
@@ -466,14 +470,14 @@ def test_gpu_torch_samples_on_one_static_cache_where_transformers_compiles(monke
         return generate(model, *arguments, **options)
 
     def timed(run_of, work, torch, device, **_):
-        for wrap in (torch.compile, gpu.as_it_is):
+        for wrap in (torch.compile, gpu_torch.as_it_is):
             run = run_of(wrap)
             run(), run()
         return {"seconds": 1.0, "compiled": ""}
 
     monkeypatch.setattr(transformers.GenerationMixin, "generate", seen)
-    monkeypatch.setattr(gpu, "torch_timed", timed)
-    gpu.torch_sample(gpu.SMOKE | {"smoke": True}, 2)
+    monkeypatch.setattr(gpu_torch, "torch_timed", timed)
+    gpu_torch.torch_sample(gpu.SMOKE | {"smoke": True}, 2)
     assert type(caches[0]).__name__ == "StaticCache" and caches[0] is caches[1] and caches[2:] == [None, None]
     assert torch.get_default_device().type == "cpu"
 
@@ -503,11 +507,12 @@ def test_gpu_rows_of_a_library_that_is_not_installed_are_left_out(monkeypatch):
 
 def test_gpu_torch_gets_the_records_of_our_batches_one_task_in_each():
     import gpu
+    import gpu_work
 
     work = gpu.SMOKE | {"smoke": True, "data_dir": "", "vocabulary": "", "batches_per_task": 2}
-    batches, records = gpu.batches_of(work, 512)
+    batches, records = gpu_work.batches_of(work, 512)
     ours = [(int(task), str(i)) for one in batches for task, i in zip(one["task_B"], one["record_B"], strict=True)]
-    groups = gpu.shuffled(records, work["batch_size"])
+    groups = gpu_work.shuffled(records, work["batch_size"])
     theirs = [(row["task"], row["id"]) for group in groups for row in group]
     assert sorted(theirs) == sorted(ours) and theirs != ours
     assert len(groups) == len(batches) == 8 and all(len(group) == 4 for group in groups)
@@ -516,7 +521,7 @@ def test_gpu_torch_gets_the_records_of_our_batches_one_task_in_each():
 
 
 def test_gpu_torch_runs_uncompiled_where_compiling_fails():
-    import gpu
+    import gpu_torch
 
     held, at_reset = [], []  # what a call holds on the device, and how much of it was left when peaks were reset
 
@@ -549,22 +554,22 @@ def test_gpu_torch_runs_uncompiled_where_compiling_fails():
 
     calls, work = [], {"least": 0.0, "compile_limit": 1}
     run_of = lambda wrap: wrap(lambda: calls.append(1))  # noqa: E731
-    found = gpu.torch_timed(run_of, work, Torch, "cuda")
+    found = gpu_torch.torch_timed(run_of, work, Torch, "cuda")
     assert found["compiled"] == "not compiled (RuntimeError: no compiler)" and len(calls) == 5
     assert len(held) == 1 and at_reset == [0, 0]  # before the work, and when nothing of the failure is left
     Torch.fails = False
-    assert gpu.torch_timed(run_of, work, Torch, "cuda")["compiled"] == "compiled"
+    assert gpu_torch.torch_timed(run_of, work, Torch, "cuda")["compiled"] == "compiled"
     Torch.compile = lambda function, dynamic: lambda: time.sleep(60)
-    assert "TimeoutError: more than 1 s" in gpu.torch_timed(run_of, work, Torch, "cuda")["compiled"]
+    assert "TimeoutError: more than 1 s" in gpu_torch.torch_timed(run_of, work, Torch, "cuda")["compiled"]
 
 
 def test_gpu_heads_are_as_sharp_as_they_are_said_to_be():
-    import gpu
+    import gpu_work
 
     rng = np.random.default_rng(0)
     head_VD, state_D = rng.normal(size=(50_000, 64)) * 0.02, rng.normal(size=64)
     state_D /= np.sqrt(np.mean(state_D**2))
-    assert abs(np.std(gpu.sharpened(head_VD) @ state_D) - gpu.SHARPNESS) < 0.1
+    assert abs(np.std(gpu_work.sharpened(head_VD) @ state_D) - gpu_work.SHARPNESS) < 0.1
 
 
 def test_a_gpu_row_that_hangs_is_ended(monkeypatch, tmp_path):
@@ -598,10 +603,10 @@ def test_a_round_waits_for_all_but_the_newest_call():
 
 def test_batches_for_the_gpu_are_made_without_grain_and_array_record():
     names = ("grain", "array_record", "gin", "tensorboardX", "tensorflow", "seqio")
-    program = f"import sys; sys.modules.update(dict.fromkeys({names}))\nimport gpu\n"
+    program = f"import sys; sys.modules.update(dict.fromkeys({names}))\nimport gpu, gpu_work\n"
     program += "from codegen2_jax.data import cache\n"
     program += "work = gpu.SMOKE | dict(smoke=True, data_dir='', vocabulary='')\n"
-    program += "print(len(gpu.batches_of(work, 512)[0]))"
+    program += "print(len(gpu_work.batches_of(work, 512)[0]))"
     path = os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
