@@ -5,6 +5,10 @@ and from them the exact gradient of cross-entropy and z-loss. Costs one product 
 way (four instead of three), saves its logits and their gradients. After the streaming softmax of Milakov and
 Gimelshein (2018, arXiv 1805.02867).
 
+A head that does not train, as under a prompt, costs no product more: the gradient of x is weights averaged by their
+probabilities, less the target's, and the forward pass adds that up as it goes (Dao et al. 2022, arXiv 2205.14135, do so
+for attention's values; here keys and values are one table). Two products, as in the plain way.
+
 Shapes: B batch, T positions, D width, V vocabulary, W = V / (groups * blocks) columns of a block in one group.
 """
 
@@ -22,10 +26,10 @@ from codegen2_jax.models.layers import accumulated
 from codegen2_jax.training import losses
 
 # Blocks are made where one device would hold more bytes of float32 logits than this. Below it they fit beside the
-# activations, and the product saved is worth more.
-LARGEST_LOGITS = 2**29
-# What a block should be at most.
-BLOCK = 2**27
+# activations, and the product saved is worth more. A block is BLOCK bytes at most.
+LARGEST_LOGITS, BLOCK = 2**29, 2**27
+# Where the head does not train blocks cost nothing, but each is a turn of a loop: few, and from smaller logits on.
+LARGEST_FREE_LOGITS, FREE_BLOCKS = 2**26, 8
 # Blocks are cut across so many groups of the vocabulary, where it divides: each device of a "model" axis then holds a
 # part of every block, and none waits while another's rows are read.
 GROUPS = 16
@@ -50,10 +54,11 @@ class HeadLoss(NamedTuple):
     tokens: jax.Array
 
 
-def num_blocks(positions: int, vocabulary: int, *, shards: int = 1) -> int:
+def num_blocks(positions: int, vocabulary: int, *, shards: int = 1, head_trains: bool = True) -> int:
     """1 while one device's share of the float32 logits of so many positions is small, else enough blocks."""
     logits_bytes = 4 * positions * vocabulary // shards
-    return 1 if logits_bytes <= LARGEST_LOGITS else min(vocabulary, max(2, math.ceil(logits_bytes / BLOCK)))
+    largest, fewest = (LARGEST_LOGITS, 2) if head_trains else (LARGEST_FREE_LOGITS, FREE_BLOCKS)
+    return 1 if logits_bytes <= largest else min(vocabulary, max(fewest, math.ceil(logits_bytes / BLOCK)))
 
 
 def check_blocks(blocks: int | None) -> None:
@@ -141,39 +146,85 @@ def _in_blocks(x_BTD, head: Head, targets_BT, loss_mask_BT, z_weight: float, lay
     return _forward(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout)[0]
 
 
-def _forward(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout):
+def _forward(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout, *, average: bool = False):
+    """(the sums, log z [B, T], with `average` the head's weights averaged by their probabilities [B, T, D])."""
     table_GNWD = layout.cut(head.table_VD)
     bias_GNW = None if head.bias_V is None else layout.cut(head.bias_V)
 
     def add(running, block):
-        highest_BT, sum_BT, target_logit_BT, guess_BT = running
-        logits_BTGW, _, entry_GW = _block_logits(x_BTD, table_GNWD, bias_GNW, block, layout)
+        highest_BT, sum_BT, target_logit_BT, guess_BT, weighted_BTD = running
+        logits_BTGW, table_GWD, entry_GW = _block_logits(x_BTD, table_GNWD, bias_GNW, block, layout)
         is_target_BTGW = entry_GW[None, None] == targets_BT[..., None, None]
         target_logit_BT = target_logit_BT + jnp.sum(jnp.where(is_target_BTGW, logits_BTGW, 0.0), axis=(2, 3))
         top_BT = jnp.max(logits_BTGW, axis=(2, 3))
         new_BT = jnp.maximum(highest_BT, top_BT)
-        scaled_BT = jnp.sum(jnp.exp(logits_BTGW - new_BT[..., None, None]), axis=(2, 3))
-        sum_BT = sum_BT * jnp.exp(highest_BT - new_BT) + scaled_BT
+        scaled_BTGW = jnp.exp(logits_BTGW - new_BT[..., None, None])
+        shrunk_BT = jnp.exp(highest_BT - new_BT)
+        sum_BT = sum_BT * shrunk_BT + jnp.sum(scaled_BTGW, axis=(2, 3))
+        if weighted_BTD is not None:
+            more_BTD = _weighted(scaled_BTGW.astype(x_BTD.dtype), table_GWD)
+            weighted_BTD = weighted_BTD * shrunk_BT[..., None] + more_BTD
         # Of equal logits the first entry of the vocabulary wins, as in an arg max over all.
         is_top_BTGW = logits_BTGW == top_BT[..., None, None]
         first_BT = jnp.min(jnp.where(is_top_BTGW, entry_GW[None, None], layout.padded), axis=(2, 3))
         better_BT = (top_BT > highest_BT) | ((top_BT == highest_BT) & (first_BT < guess_BT))
-        return (new_BT, sum_BT, target_logit_BT, jnp.where(better_BT, first_BT, guess_BT)), None
+        guess_BT = jnp.where(better_BT, first_BT, guess_BT)
+        return (new_BT, sum_BT, target_logit_BT, guess_BT, weighted_BTD), None
 
     zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
-    start = (zeros_BT - jnp.inf, zeros_BT, zeros_BT, jnp.full(targets_BT.shape, layout.padded, jnp.int32))
-    (highest_BT, sum_BT, target_logit_BT, guess_BT), _ = jax.lax.scan(add, start, jnp.arange(layout.blocks))
+    start = (
+        zeros_BT - jnp.inf,
+        zeros_BT,
+        zeros_BT,
+        jnp.full(targets_BT.shape, layout.padded, jnp.int32),
+        jnp.zeros(x_BTD.shape, jnp.float32) if average else None,
+    )
+    found, _ = jax.lax.scan(add, start, jnp.arange(layout.blocks))
+    highest_BT, sum_BT, target_logit_BT, guess_BT, weighted_BTD = found
     log_z_BT = highest_BT + jnp.log(sum_BT)
     weights_BT = loss_mask_BT.astype(jnp.float32)
     loss = jnp.sum((log_z_BT - target_logit_BT) * weights_BT)
     objective = loss + z_weight * jnp.sum(jnp.square(log_z_BT) * weights_BT) if z_weight else loss
     correct = jnp.sum((guess_BT == targets_BT) & loss_mask_BT, dtype=jnp.float32)
-    return (objective, loss, correct), (x_BTD, head, targets_BT, weights_BT, log_z_BT)
+    average_BTD = None if weighted_BTD is None else weighted_BTD / sum_BT[..., None]
+    return (objective, loss, correct), log_z_BT, average_BTD
+
+
+def _weighted(weights_BTGW, table_GWD) -> jax.Array:
+    return jnp.einsum("btgw,gwd->btd", weights_BTGW, table_GWD, preferred_element_type=jnp.float32)
+
+
+class _OfStates(NamedTuple):
+    """What is kept where only x is differentiated: its gradient, as the forward pass found it."""
+
+    dx_BTD: jax.Array
+
+
+def _forward_for_gradients(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout):
+    """As `_forward`, of arguments that say whether they are differentiated."""
+    head_trains = any(leaf.perturbed for leaf in jax.tree.leaves(head))
+    x_BTD, head, targets_BT, loss_mask_BT = jax.tree.map(
+        lambda leaf: leaf.value, (x_BTD, head, targets_BT, loss_mask_BT)
+    )
+    sums, log_z_BT, average_BTD = _forward(
+        x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout, average=not head_trains
+    )
+    weights_BT = loss_mask_BT.astype(jnp.float32)
+    if head_trains:
+        return sums, (x_BTD, head, targets_BT, weights_BT, log_z_BT)
+    softmax_scale_BT = weights_BT * (1.0 + 2.0 * z_weight * log_z_BT)
+    target_BTD = jnp.take(head.table_VD, targets_BT, axis=0).astype(x_BTD.dtype)
+    dx_BTD = softmax_scale_BT[..., None] * average_BTD - weights_BT[..., None] * target_BTD
+    return sums, _OfStates(dx_BTD.astype(x_BTD.dtype))
 
 
 def _backward(z_weight, layout, residuals, gradients):
+    gradient, *_ = (0.0 if isinstance(one, jax.custom_derivatives.SymbolicZero) else one for one in gradients)
+    if isinstance(residuals, _OfStates):
+        dx_BTD = residuals.dx_BTD
+        return (gradient * dx_BTD).astype(dx_BTD.dtype), None, None, None
     x_BTD, head, targets_BT, weights_BT, log_z_BT = residuals
-    scale_BT = weights_BT * gradients[0]
+    scale_BT = weights_BT * gradient
     softmax_scale_BT = scale_BT * (1.0 + 2.0 * z_weight * log_z_BT)
     table_GNWD = layout.cut(head.table_VD)
     bias_GNW = None if head.bias_V is None else layout.cut(head.bias_V)
@@ -193,7 +244,7 @@ def _backward(z_weight, layout, residuals, gradients):
         dtable_GNWD = jax.lax.dynamic_update_index_in_dim(
             dtable_GNWD, dtable_GWD.astype(dtable_GNWD.dtype), block, axis=1
         )
-        dx_BTD = dx_BTD + jnp.einsum("btgw,gwd->btd", dlogits_BTGW, table_GWD, preferred_element_type=jnp.float32)
+        dx_BTD = dx_BTD + _weighted(dlogits_BTGW, table_GWD)
         return (dx_BTD, dtable_GNWD, dbias_GNW), None
 
     start = (
@@ -206,4 +257,4 @@ def _backward(z_weight, layout, residuals, gradients):
     return dx_BTD.astype(x_BTD.dtype), Head(layout.joined(dtable_GNWD), dbias_V), None, None
 
 
-_in_blocks.defvjp(_forward, _backward)
+_in_blocks.defvjp(_forward_for_gradients, _backward, symbolic_zeros=True)

@@ -278,7 +278,8 @@ class _Runtime:
         self.train_step = jit_step(step, self.layout, self.state_shardings, config.compiler_options)
 
         def loss(params, batch):
-            found, _ = learner.losses(params, {}, batch, batch["loss_mask_BT"], selection="pool")
+            mask_BT = batch["loss_mask_BT"]
+            found, _ = learner.losses(params, {}, batch, mask_BT, selection="pool", head_trains=False)
             return found.cross_entropy, found.tokens
 
         self._loss = jax.jit(loss, out_shardings=partitioning.replicated(self.layout))

@@ -76,8 +76,22 @@ class Learner:
     loss_blocks: int | None = None
     logit_shards: int = 1
 
-    def losses(self, params, prompt_state, batch, loss_mask_BT, *, selection, dropout_key=None, z_weight=0.0):
-        """`head_loss.HeadLoss` of the true tokens, and the sum over the batch of the pull term (0 without a pool)."""
+    def losses(
+        self,
+        params,
+        prompt_state,
+        batch,
+        loss_mask_BT,
+        *,
+        selection,
+        dropout_key=None,
+        z_weight=0.0,
+        head_trains: bool = True,
+    ):
+        """`head_loss.HeadLoss` of the true tokens, and the sum over the batch of the pull term (0 without a pool).
+
+        head_trains: False where nobody asks for the head's gradient, so that its blocks cost nothing.
+        """
         prompt_BPD, pull = None, jnp.zeros((), jnp.float32)
         if self.prompt is not None:
             query_BD = batch.get("query_BD")
@@ -90,7 +104,8 @@ class Learner:
         blocks = self.loss_blocks
         if blocks is None:
             positions = x_BTD.shape[0] * x_BTD.shape[1]
-            blocks = head_loss.num_blocks(positions, head.table_VD.shape[0], shards=self.logit_shards)
+            vocabulary = head.table_VD.shape[0]
+            blocks = head_loss.num_blocks(positions, vocabulary, shards=self.logit_shards, head_trains=head_trains)
         found = head_loss.head_loss(x_BTD, head, batch["targets_BT"], loss_mask_BT, z_weight=z_weight, blocks=blocks)
         return found, pull
 
@@ -158,6 +173,7 @@ def make_train_step(
             selection="train",
             dropout_key=key if dropout else None,
             z_weight=z_loss,
+            head_trains="model" in trainable,
         )
         pull = pull / examples
         metrics = {"loss": found.cross_entropy / tokens, "accuracy": found.correct / tokens, "pull": pull}
@@ -203,9 +219,7 @@ def make_train_step(
             grads, state.opt_state, state.trainable, rows=rows, advance=advance, finite=finite
         )
         # Select, never scale: 0 * NaN is NaN.
-        trainable = jax.tree.map(
-            lambda p, u: jnp.where(finite, (p + u).astype(p.dtype), p), state.trainable, updates
-        )
+        trainable = jax.tree.map(lambda p, u: jnp.where(finite, (p + u).astype(p.dtype), p), state.trainable, updates)
         new_state = state.replace(
             step=state.step + advance,
             trainable=trainable,
@@ -223,7 +237,7 @@ def make_loss_step(learner: Learner):
     def loss_step(state: TrainState, batch):
         params = merge_params(state.trainable, state.frozen)
         mask_BT = batch["loss_mask_BT"] & batch["valid_B"][:, None]
-        found, _ = learner.losses(params, state.prompt_state, batch, mask_BT, selection="pool")
+        found, _ = learner.losses(params, state.prompt_state, batch, mask_BT, selection="pool", head_trains=False)
         return found.cross_entropy, found.tokens
 
     return loss_step

@@ -60,6 +60,33 @@ def test_what_is_reported_carries_no_gradient(blocks):
     assert float(jnp.abs(jax.grad(reported)(x_BTD)).max()) == 0.0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("vocabulary", "blocks"), [(48, 3), (50, 4), (37, 5)])
+def test_a_head_that_does_not_train_has_the_gradient_of_the_plain_way(vocabulary, blocks, dtype):
+    """Found in the forward pass: two products, where a head that trains needs four in blocks and three without."""
+    x_BTD, head, targets_BT, mask_BT = drawn(vocabulary, bias=True, dtype=dtype)
+
+    def objective(x_BTD, blocks):
+        found = head_loss.head_loss(x_BTD, head, targets_BT, mask_BT, z_weight=1e-2, blocks=blocks)
+        return 0.7 * found.objective, found
+
+    graded = jax.value_and_grad(objective, has_aux=True)
+    (values, gradient), (expected, expected_gradient) = (
+        jax.jit(graded, static_argnums=1)(x_BTD, count) for count in (blocks, 1)
+    )
+    tight = dtype == np.float32
+    for one, other in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-6)
+    assert gradient.dtype == x_BTD.dtype
+    np.testing.assert_allclose(
+        np.asarray(gradient, np.float32),
+        np.asarray(expected_gradient, np.float32),
+        rtol=2e-5 if tight else 2e-2,
+        atol=2e-6 if tight else 2e-2,
+    )
+    assert str(jax.make_jaxpr(lambda x_BTD: graded(x_BTD, blocks))(x_BTD)).count("dot_general") == 2
+
+
 def test_without_z_loss_and_in_bfloat16():
     (values, gradients), (expected, expected_gradients) = both(48, 3, bias=True, z_weight=0.0, dtype=jnp.bfloat16)
     np.testing.assert_allclose(values[0], expected[0], rtol=1e-6)  # sums are float32 either way
@@ -87,9 +114,7 @@ def test_gradients_agree_with_finite_differences():
 def test_the_first_of_equal_logits_is_the_guess():
     x_BTD, targets_BT = jnp.zeros((1, 1, D)), np.zeros((1, 1), np.int32)
     for vocabulary in (37, 48):
-        found = head_loss.head_loss(
-            x_BTD, Head(jnp.ones((vocabulary, D))), targets_BT, np.ones((1, 1), bool), blocks=5
-        )
+        found = head_loss.head_loss(x_BTD, Head(jnp.ones((vocabulary, D))), targets_BT, np.ones((1, 1), bool), blocks=5)
         assert float(found.correct) == 1.0
 
 
@@ -111,6 +136,9 @@ def test_blocks_are_for_logits_that_memory_would_feel():
     assert head_loss.num_blocks(4 * 512, 51200) == 1
     assert head_loss.num_blocks(8 * 2048, 51200) == 25  # 3.4 GB
     assert head_loss.num_blocks(64 * 2048, 51200, shards=64) == 1
+    assert head_loss.num_blocks(8 * 128, 32100, head_trains=False) == 8  # where they cost nothing
+    assert head_loss.num_blocks(8 * 2048, 51200, head_trains=False) == 25
+    assert head_loss.num_blocks(8 * 128, 3210, head_trains=False) == 1
     for wrong in (0, -3):
         with pytest.raises(UserError, match=f"loss_blocks={wrong}"):
             head_loss.check_blocks(wrong)
@@ -158,6 +186,9 @@ def test_a_mesh_that_splits_rows_and_vocabulary(blocks):
     found = graded(jax.device_put(x_BTD, partitioning.batch_sharding(layout)), jax.device_put(head, by_entry))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    of_states = jax.jit(jax.grad(objective))  # the head does not train
+    found = of_states(jax.device_put(x_BTD, partitioning.batch_sharding(layout)), jax.device_put(head, by_entry))
+    np.testing.assert_allclose(found, expected[1][0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -199,3 +230,9 @@ def test_blocks_need_a_fraction_of_the_memory():
     logits = 4 * 8 * 128 * 32000
     assert temporary(1) >= logits
     assert temporary(16) < 0.4 * logits
+
+
+def test_where_all_are_masked_nothing_moves():
+    x_BTD, head, targets_BT, mask_BT = drawn(48, bias=True)
+    of_states = lambda x_BTD: head_loss.head_loss(x_BTD, head, targets_BT, mask_BT & False, blocks=3).objective  # noqa: E731
+    assert float(jnp.abs(jax.grad(of_states)(x_BTD)).max()) == 0.0

@@ -14,6 +14,7 @@ from codegen2_jax.models.t5 import T5Config
 from codegen2_jax.prompts.pool import PromptPool
 from codegen2_jax.prompts.soft import SoftPrompts
 from codegen2_jax.sharding import partitioning
+from codegen2_jax.training import head_loss
 from codegen2_jax.training.optimizers import Adafactor, AdamW, schedule
 from codegen2_jax.training.step import (
     Learner,
@@ -112,6 +113,23 @@ def test_only_what_is_labelled_moves_and_owns_moments(method):
     moments = {name for name, leaf in leaves(new.opt_state).items() if leaf.size > WIDTH}
     assert all(any(name.endswith(owner) for owner in labelled) for name in moments)
     assert int(new.step) == 1 and np.isfinite(float(metrics["loss"]))
+
+
+def test_logits_are_never_whole_where_only_prompts_train(monkeypatch):
+    """Blocks cost nothing there, so they start at smaller logits; what is learned is the same."""
+    whole, found = f"f32[{BATCH},7,{VOCAB}]", {}
+    for method, largest in (("pool", 2**26), ("pool", 2**10), ("finetune", 2**10)):
+        monkeypatch.setattr(head_loss, "LARGEST_FREE_LOGITS", largest)
+        _, new_state, step = build(method, ADAM)
+        state = jax.jit(new_state)()
+        is_whole = whole in str(jax.make_jaxpr(step)(state, make_batch(0)))
+        found[method, largest] = is_whole, leaves(jax.jit(step)(state, make_batch(0))[0].trainable)
+    assert {at: is_whole for at, (is_whole, _) in found.items()} == {
+        ("pool", 2**26): True, ("pool", 2**10): False, ("finetune", 2**10): True
+    }  # fmt: skip
+    (_, one), (_, other) = found["pool", 2**26], found["pool", 2**10]
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_rows_of_other_tasks_stay_bit_for_bit():
