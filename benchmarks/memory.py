@@ -6,7 +6,7 @@
 
 Both under the same settings, twice: as shipped, where activations and logits that both need weigh as much as what only
 finetuning needs (gradients and two moments of every weight), and lean, as one sets it where memory is what is short:
-gin_configs/presets/low_memory.gin (REMAT="full", the head and its loss in 8 blocks of the vocabulary).
+gin_configs/presets/low_memory.gin (REMAT="full", the head and its loss in 8 blocks).
 
 Two figures each. Compiled: arguments and temporaries of the step's program, donated buffers once, by XLA's own account.
 Process: the resident memory at its highest, of a process that makes the state and takes three steps, less what the same

@@ -7,8 +7,9 @@
 
 A row is a size of the model and a slice, at 2,048 tokens with AdamW: weights cut over all chips, with fewer rows a
 chip until it fits. `TENSOR_MODELS` on `TENSOR_TOPOLOGIES` are compiled twice more, with as many rows as chips, with and
-without tensor parallelism. Each row runs `python -m codegen2_jax.precompile` in a process of its own and is written to
-results/pods.json at once; started again, the program goes on. results/pods.md holds all rows that are there.
+without tensor parallelism; all on `KEEPING_TOPOLOGIES` once more with matrix products kept (REMAT="dots"). Each row
+runs `python -m codegen2_jax.precompile` in a process of its own and is written to results/pods.json at once; started
+again, the program goes on. results/pods.md holds all rows that are there.
 """
 
 import argparse
@@ -33,6 +34,7 @@ TOPOLOGIES = (
 )
 TENSOR_MODELS, TENSOR_TOPOLOGIES = ("1b", "7b", "16b"), ("v5p:8x8x8", "v6e:16x16")
 TENSOR = 4  # chips that share a layer's heads, MLP columns and vocabulary there; "fsdp" takes the rest
+KEEPING_TOPOLOGIES = ("v5p:4x4x4", "v6e:8x8", "v4:4x4x4")  # 64 chips, of kinds that have the memory
 ROWS = (8, 4, 2, 1)  # rows of 2,048 tokens a chip, tried from the left
 # These first, the pairs that gin_configs/scale/ names: a run that is stopped has the rows that matter most.
 FIRST = (
@@ -52,9 +54,12 @@ class Row(NamedTuple):
     topology: str
     tensor: int = 1
     rows: int = 0
+    remat: str = "full"
 
     @property
     def name(self) -> str:
+        if self.remat != "full":
+            return f"{self.model} {self.topology} {self.remat}"
         return f"{self.model} {self.topology}" + (f" tensor {self.tensor} rows {self.rows}" if self.rows else "")
 
     @property
@@ -73,7 +78,13 @@ def rows_of(models, topologies) -> list[Row]:
         for tensor in (1, TENSOR)
         if model in models and topology in topologies
     ]
-    return [row for row in first if row in sizes] + pairs + [row for row in sizes if row not in first]
+    keeping = [
+        Row(model, topology, rows=ROWS[0], remat="dots")
+        for topology in KEEPING_TOPOLOGIES
+        for model in models
+        if topology in topologies
+    ]
+    return [row for row in first if row in sizes] + pairs + [row for row in sizes if row not in first] + keeping
 
 
 def measure(row: Row, limit: float) -> dict:
@@ -85,7 +96,7 @@ def measure(row: Row, limit: float) -> dict:
             line = [sys.executable, "-m", "codegen2_jax.precompile", f"--topology={row.topology}", f"--out={out}"]
             line += [f"--gin_file=pretraining/codegen2_{row.model}.gin", f"--gin.BATCH_SIZE={rows * row.chips}"]
             line += [f"--gin.MESH={{'data': 1, 'fsdp': -1, 'model': {row.tensor}}}"]
-            line += [f"--gin.COMPILER_OPTIONS={OPTIONS}"]
+            line += [f"--gin.COMPILER_OPTIONS={OPTIONS}", f"--gin.REMAT={row.remat!r}"]
             done = subprocess.run(line, stdout=subprocess.DEVNULL, timeout=limit)
             found = json.loads(out.read_text()) if out.exists() else {"error": done.returncode}
         if done.returncode != MISFIT or _needs_too_much_without_rows(found):
@@ -112,8 +123,9 @@ def table(results: dict) -> str:
         "# CodeGen2 on TPU pods, by compilation",
         "",
         "Written by `python benchmarks/pods.py`; docs/precompile.md says what the columns hold.",
-        "Rows of 2,048 tokens, AdamW in float32, computed in bfloat16, full rematerialisation. No chip was involved.",
-        "\"Compiled in\" is wall time: about two minutes alone, longer for rows that were compiled beside other work",
+        "Rows of 2,048 tokens, AdamW in float32, computed in bfloat16. No chip was involved. Full rematerialisation:",
+        "every layer is computed again in the backward pass.",
+        '"Compiled in" is wall time: about two minutes alone, longer for rows that were compiled beside other work',
         "or halted meanwhile.",
         "",
         *head,
@@ -122,7 +134,12 @@ def table(results: dict) -> str:
         "As many rows as chips, the fewest that weights cut over all chips allow, with and without tensor parallelism:",
         "",
         *head,
-        *(_line(row, results[row.name]) for row in compiled if row.rows),
+        *(_line(row, results[row.name]) for row in compiled if row.rows == 1),
+        "",
+        'Matrix products kept, not computed again (`REMAT="dots"`), 8 rows a chip:',
+        "",
+        *head,
+        *(_line(row, results[row.name]) for row in compiled if row.remat != "full"),
     ]
     if len(compiled) < len(rows):
         lines += ["", f"{len(rows) - len(compiled)} of {len(rows)} rows are not compiled yet; the same command does."]

@@ -140,7 +140,7 @@ def rows_of(config, shape: tuple[int, int, int], *, pool: bool, rounds: int, sid
     rows |= backward
     batch = steps.pairs(config, *shape, query=pool) if shape[1] else steps.windows(config, shape[0], shape[2])
     step = steps.Step.of(config, pool=pool)
-    step.run(batch)
+    jax.block_until_ready(step.run(batch))
     found = steps.seconds_of(lambda: step.run(batch)["loss"], rounds=rounds)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(step.state.trainable))
     rows["optimizer"] = optimizer_row(parameters, peaks, rounds)

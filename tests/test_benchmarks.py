@@ -20,11 +20,12 @@ def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_a_prompt_pool_holds_at_most_half_of_what_full_finetuning_holds():
-    """CodeT5-small on 8 x (256 + 128) tokens, set lean, by the compiled programs; nothing is allocated."""
+@pytest.mark.parametrize("setting", ["as shipped", "lean"])
+def test_a_prompt_pool_holds_at_most_half_of_what_full_finetuning_holds(setting):
+    """CodeT5-small on 8 x (256 + 128) tokens, by the compiled programs; nothing is allocated."""
     import memory
 
-    rows = memory.compared("codet5-small", (8, 256, 128), "lean", process=False)
+    rows = memory.compared("codet5-small", (8, 256, 128), setting, process=False)
     assert memory.ratios(rows)["compiled"] <= memory.AIM
     # Weights, two moments and gradients of 60.5 M parameters are the least that finetuning holds.
     assert rows["finetune"]["compiled"]["peak"] > 4 * 4 * 60.4e6 / 2**20
@@ -36,6 +37,16 @@ def test_fewer_rows_are_tried_only_where_they_can_help():
     state = {"parameters": 4, "optimizer": 8}  # and gradients of 4
     assert pods._needs_too_much_without_rows({"state_bytes_per_chip": state, "chip": {"hbm_bytes": 15}})
     assert not pods._needs_too_much_without_rows({"state_bytes_per_chip": state, "chip": {"hbm_bytes": 16}})
+
+
+def test_the_table_of_pods_is_that_of_its_results():
+    import pods
+
+    names = [row.name for row in pods.rows_of(pods.MODELS, pods.TOPOLOGIES)]
+    assert len(set(names)) == len(names)
+    stored = json.loads((BENCHMARKS / "results" / "pods.json").read_text())["rows"]
+    assert set(stored) <= set(names)
+    assert (BENCHMARKS / "results" / "pods.md").read_text() == pods.table(stored)
 
 
 def test_gpu_sh_prints_a_table_and_writes_what_it_measured(tmp_path):

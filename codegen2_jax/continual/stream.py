@@ -59,8 +59,8 @@ class ContinualLearning:
         (`continual.ceilings`); None for none.
       retrieval_only: train no language model, only the keys of the pool, and say what it selects (`retrieval`).
       num_shapes: padded batch shapes in use; each is compiled once.
-      loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
-        (training/head_loss.py), 1: none.
+      loss_blocks: blocks that the head and its loss are cut into, of tokens on one device, of the vocabulary where
+        logits lie on several; None: as size and memory ask (training/head_loss.py), 1: none.
       save_every: steps between checkpoints inside a task.
       ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
         number of devices that divides it (training/ordered_reduction.py); 0: as the compiler likes.

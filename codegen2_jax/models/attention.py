@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from codegen2_jax.models.layers import SCORES, accumulated, dropout, softmax, weight
+from codegen2_jax.models.layers import SCORES, accumulated, dropout, recomputed, softmax, weight
 from codegen2_jax.models.placement import constrain
 
 MASKED = -1e9  # finite, so that a row with nothing to attend to stays finite
@@ -77,13 +77,17 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with weights q, k, v [D, N, H] and o [N, H, D], no biases."""
+    """Multi-head attention with weights q, k, v [D, N, H] and o [N, H, D], no biases.
+
+    keeps_scores: False: scores and probabilities are made again in the backward pass, whatever the layer keeps.
+    """
 
     width: int
     num_heads: int
     head_dim: int
     dropout_rate: float
     dtype: Any
+    keeps_scores: bool = True
 
     def setup(self):
         D, N, H = self.width, self.num_heads, self.head_dim
@@ -102,14 +106,18 @@ class Attention(nn.Module):
         v_BSNH = jnp.einsum("bsd,dnh->bsnh", memory_BSD, self.v_DNH.astype(self.dtype))
         q_BQNH = constrain(q_BQNH, "batch", "length", "heads", "head_dim")
         k_BSNH, v_BSNH = (constrain(x, "batch", "keys", "heads", "head_dim") for x in (k_BSNH, v_BSNH))
+        mix = self._mixed if self.keeps_scores else recomputed(self._mixed)
+        mixed_BQNH = mix(q_BQNH, k_BSNH, v_BSNH, bias_1NQS, mask_B11S, seed_2)
+        return jnp.einsum("bqnh,nhd->bqd", mixed_BQNH, self.o_NHD.astype(self.dtype))
+
+    def _mixed(self, q_BQNH, k_BSNH, v_BSNH, bias_1NQS, mask_B11S, seed_2):
         logits_BNQS = checkpoint_name(accumulated("bqnh,bsnh->bnqs", q_BQNH, k_BSNH), SCORES)
         if bias_1NQS is not None:
             logits_BNQS = add_bias(logits_BNQS, bias_1NQS)
         if mask_B11S is not None:
             logits_BNQS = logits_BNQS + mask_B11S
         probs_BNQS = dropout(softmax(logits_BNQS, self.dtype), seed_2, self.dropout_rate)
-        mixed_BQNH = jnp.einsum("bnqs,bsnh->bqnh", probs_BNQS, v_BSNH)
-        return jnp.einsum("bqnh,nhd->bqd", mixed_BQNH, self.o_NHD.astype(self.dtype))
+        return jnp.einsum("bnqs,bsnh->bqnh", probs_BNQS, v_BSNH)
 
     def heads_first(self, x_BSD):
         """Keys and values of x for decoding, each [B, N, S, H]: the layout a one-query step reads in order."""

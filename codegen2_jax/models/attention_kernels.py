@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import MASKED
-from codegen2_jax.models.layers import SCORES, accumulated, softmax
+from codegen2_jax.models.layers import SCORES, accumulated, recomputed, softmax
 
 Implementation = Literal["xla", "cudnn", "splash", "auto"]
 IMPLEMENTATIONS = get_args(Implementation)
@@ -113,12 +113,14 @@ class Tiled:
     prefix: int = flax.struct.field(pytree_node=False)
 
 
-def attend(implementation: str, q_BTGRH, k_BTGH, v_BTGH, mask) -> jax.Array:
-    """mixed_BTGRH of queries that are divided by sqrt(H) already; mask: from `prepared`."""
+def attend(implementation: str, q_BTGRH, k_BTGH, v_BTGH, mask, *, keeps_scores: bool = True) -> jax.Array:
+    """mixed_BTGRH of queries that are divided by sqrt(H) already; mask: from `prepared`.
+
+    keeps_scores: False: what XLA's way makes of T x T is made again in the backward pass; the other ways never keep it.
+    """
     if implementation in ("xla", "auto"):
-        logits_BGRTT = checkpoint_name(accumulated("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH), SCORES)
-        probs_BGRTT = softmax(logits_BGRTT + mask[:, :, None], q_BTGRH.dtype)
-        return jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)
+        mix = _xla if keeps_scores else recomputed(_xla)
+        return mix(q_BTGRH, k_BTGH, v_BTGH, mask)
     B, T, G, R, H = q_BTGRH.shape
     q_BTNH = q_BTGRH.reshape(B, T, G * R, H)
     if implementation == "cudnn":
@@ -126,6 +128,12 @@ def attend(implementation: str, q_BTGRH, k_BTGH, v_BTGH, mask) -> jax.Array:
     else:
         mixed_BTNH = _splash(q_BTNH, k_BTGH, v_BTGH, mask)
     return mixed_BTNH.reshape(B, T, G, R, H)
+
+
+def _xla(q_BTGRH, k_BTGH, v_BTGH, mask) -> jax.Array:
+    logits_BGRTT = checkpoint_name(accumulated("btgrh,bsgh->bgrts", q_BTGRH, k_BTGH), SCORES)
+    probs_BGRTT = softmax(logits_BGRTT + mask[:, :, None], q_BTGRH.dtype)
+    return jnp.einsum("bgrts,bsgh->btgrh", probs_BGRTT, v_BTGH)
 
 
 def _cudnn(q_BTNH, k_BTGH, v_BTGH, mask: Dense):

@@ -28,8 +28,9 @@ def _keeping(policy, *names: str):
     return policies.save_from_both_policies(policy, policies.save_only_these_names(*names))
 
 
-# What a block keeps for its backward pass; the rest is computed again. "none" keeps all, "full" the block's input
-# alone, "dots" every matrix product, "dots_no_batch" those with weights but not the attention's own (T x T).
+# What a block keeps for its backward pass; the rest is computed again. "none" keeps all but the attention's own scores
+# and probabilities (T x T), which cost less to make than to keep; "full" the block's input alone, "dots" every matrix
+# product, "dots_no_batch" those with weights but not the attention's own.
 REMATS = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -235,8 +236,11 @@ def initialise(key: jax.Array, boxed) -> dict:
     return jax.tree.map_with_path(draw, boxed, is_leaf=lambda leaf: isinstance(leaf, Weight))
 
 
-def _recomputed(function):
-    """The function, keeping nothing but its inputs for the backward pass: GELU would keep four arrays of its size."""
+def recomputed(function):
+    """The function, inside a layer, keeping nothing but its inputs for the backward pass.
+
+    GELU would keep four arrays of its size, attention one of T x T for every head.
+    """
     return jax.checkpoint(function, prevent_cse=False)
 
 
@@ -255,7 +259,7 @@ class RMSNorm(nn.Module):
             x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
             return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
 
-        return _recomputed(normed)(x_BSD, scale_D)
+        return recomputed(normed)(x_BSD, scale_D)
 
 
 class LayerNorm(nn.Module):
@@ -276,13 +280,13 @@ class LayerNorm(nn.Module):
             row = (1,) * (x.ndim - 1) + (-1,)
             return (x * scale_D.reshape(row) + bias_D.reshape(row)).astype(self.dtype)
 
-        return _recomputed(normed)(x_BSD, scale_D, bias_D)
+        return recomputed(normed)(x_BSD, scale_D, bias_D)
 
 
 ACTIVATIONS = {
     "relu": nn.relu,
-    "gelu": _recomputed(partial(nn.gelu, approximate=True)),
-    "silu": _recomputed(nn.silu),
+    "gelu": recomputed(partial(nn.gelu, approximate=True)),
+    "silu": recomputed(nn.silu),
 }
 
 

@@ -31,6 +31,7 @@ class SelfAttention(nn.Module):
     out_std: float
     implementation: str = "xla"  # of attention_kernels.IMPLEMENTATIONS; a step of decoding is always XLA's
     truncated: bool = False  # whether values are drawn from a normal distribution cut at two standard deviations
+    keeps_scores: bool = True  # False: XLA's scores and probabilities are made again in the backward pass
 
     @classmethod
     def of(cls, config: DecoderConfig, turn: str) -> "SelfAttention":
@@ -46,6 +47,7 @@ class SelfAttention(nn.Module):
             out_std=config.stds["out"],
             implementation=config.attention,
             truncated=config.truncates,
+            keeps_scores=config.remat != "none",
         )
 
     def setup(self):
@@ -66,7 +68,8 @@ class SelfAttention(nn.Module):
         q_BTGRH, k_BTGH, v_BTGH = self._heads(x_BTD, rotation)
         q_BTGRH = constrain(q_BTGRH, "batch", "length", "kv_heads", "group", "head_dim")
         k_BTGH, v_BTGH = (constrain(x, "batch", "keys", "kv_heads", "head_dim") for x in (k_BTGH, v_BTGH))
-        mixed_BTGRH = attention_kernels.attend(self.implementation, q_BTGRH, k_BTGH, v_BTGH, mask)
+        options = dict(keeps_scores=self.keeps_scores)
+        mixed_BTGRH = attention_kernels.attend(self.implementation, q_BTGRH, k_BTGH, v_BTGH, mask, **options)
         return self._out(mixed_BTGRH), (k_BTGH, v_BTGH)
 
     def step(self, x_BKD, rotation, cache, position, bias, prefix_bias):

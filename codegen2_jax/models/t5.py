@@ -100,8 +100,8 @@ def _norm(config):
 
 
 def _attention(config):
-    dtype = jnp.dtype(config.dtype)
-    return Attention(config.d_model, config.num_heads, config.head_dim, config.dropout_rate, dtype)
+    dtype, keeps_scores = jnp.dtype(config.dtype), config.remat != "none"
+    return Attention(config.d_model, config.num_heads, config.head_dim, config.dropout_rate, dtype, keeps_scores)
 
 
 def _feed_forward(config):

@@ -1,38 +1,28 @@
-"""The last layer and its loss together, a block of the vocabulary at a time: no array of (tokens, vocabulary) exists.
+"""The last layer and its loss: all logits at once, or in blocks that are used up before the next are made.
 
-Forward, a running maximum, sum, target logit and arg max go over the blocks; backward makes each block's logits again
-and from them the exact gradient of cross-entropy and z-loss. Costs one product of the head's size more than the plain
-way (four instead of three), saves its logits and their gradients. After the streaming softmax of Milakov and
-Gimelshein (2018, arXiv 1805.02867).
+On one device a block is a few tokens (token_blocks.py: the gradient in the same pass, no product more, and faster);
+where logits lie on several, a part of the vocabulary (vocabulary_blocks.py). Loss, z-loss, hits and gradients are exact
+in all three ways.
 
-A head that does not train, as under a prompt, costs no product more: the gradient of x is weights averaged by their
-probabilities, less the target's, and the forward pass adds that up as it goes (Dao et al. 2022, arXiv 2205.14135, do so
-for attention's values; here keys and values are one table). Two products, as in the plain way.
-
-Shapes: B batch, T positions, D width, V vocabulary, W = V / (groups * blocks) columns of a block in one group.
+Shapes: B batch, T positions, D width, V vocabulary.
 """
 
-import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.layers import accumulated
-from codegen2_jax.training import losses
+from codegen2_jax.training import losses, token_blocks, vocabulary_blocks
 
-# Blocks are made where one device would hold more bytes of float32 logits than this. Below it they fit beside the
-# activations, and the product saved is worth more. A block is BLOCK bytes at most.
-LARGEST_LOGITS, BLOCK = 2**29, 2**27
-# Where the head does not train blocks cost nothing, but each is a turn of a loop: few, and from smaller logits on.
-LARGEST_FREE_LOGITS, FREE_BLOCKS = 2**26, 8
-# Blocks are cut across so many groups of the vocabulary, where it divides: each device of a "model" axis then holds a
-# part of every block, and none waits while another's rows are read.
-GROUPS = 16
+# On one device blocks are made of more bytes of float32 logits than this. Below it there is nothing to win: they fit in
+# a cache or nearly. Eight, for what a loop costs, and more where a block would be larger than LARGEST_TOKEN_BLOCK.
+SMALL_LOGITS, TOKEN_BLOCKS, LARGEST_TOKEN_BLOCK = 2**26, 8, 2**29
+# On several they are made where one would hold more than this: below it logits fit beside the activations, and the
+# product saved is worth more. A block is LARGEST_VOCABULARY_BLOCK bytes at most.
+LARGEST_LOGITS, LARGEST_VOCABULARY_BLOCK = 2**29, 2**27
 
 
 class Head(NamedTuple):
@@ -54,24 +44,35 @@ class HeadLoss(NamedTuple):
     tokens: jax.Array
 
 
-def num_blocks(positions: int, vocabulary: int, *, shards: int = 1, head_trains: bool = True) -> int:
-    """1 while one device's share of the float32 logits of so many positions is small, else enough blocks."""
+def num_blocks(positions: int, vocabulary: int, *, shards: int = 1) -> int:
+    """Into how many blocks `head_loss` should cut logits of so many positions, which lie on `shards` devices."""
     logits_bytes = 4 * positions * vocabulary // shards
-    largest, fewest = (LARGEST_LOGITS, 2) if head_trains else (LARGEST_FREE_LOGITS, FREE_BLOCKS)
-    return 1 if logits_bytes <= largest else min(vocabulary, max(fewest, math.ceil(logits_bytes / BLOCK)))
+    if shards > 1:
+        wanted = max(2, math.ceil(logits_bytes / LARGEST_VOCABULARY_BLOCK))
+        return 1 if logits_bytes <= LARGEST_LOGITS else min(vocabulary, wanted)
+    wanted = max(TOKEN_BLOCKS, math.ceil(logits_bytes / LARGEST_TOKEN_BLOCK))
+    return 1 if logits_bytes <= SMALL_LOGITS else min(positions, wanted)
 
 
 def check_blocks(blocks: int | None) -> None:
     """Raises UserError unless it is None or a number from 1."""
     if blocks is not None and blocks < 1:
-        raise UserError(f"loss_blocks={blocks} is out of range; 1 is the whole vocabulary, None lets memory decide.")
+        raise UserError(f"loss_blocks={blocks} is out of range; 1 is all at once, None lets memory decide.")
 
 
-def head_loss(x_BTD, head: Head, targets_BT, loss_mask_BT, *, z_weight: float = 0.0, blocks: int = 1) -> HeadLoss:
-    """Cross-entropy, z-loss and hits of the logits of x, in `blocks` blocks of the vocabulary (1: all at once)."""
+def head_loss(
+    x_BTD, head: Head, targets_BT, loss_mask_BT, *, z_weight: float = 0.0, blocks: int = 1, shards: int = 1
+) -> HeadLoss:
+    """Cross-entropy, z-loss and hits of the logits of x, in `blocks` blocks (1: all at once).
+
+    shards: how many devices the logits are cut over; 1: blocks of tokens, more: blocks of the vocabulary.
+    """
     if blocks > 1:
-        layout = Layout.of(head.table_VD.shape[0], blocks)
-        sums = _in_blocks(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout)
+        if shards > 1:
+            layout = vocabulary_blocks.Layout.of(head.table_VD.shape[0], blocks)
+            sums = vocabulary_blocks.sums(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout)
+        else:
+            sums = token_blocks.sums(x_BTD, *head, targets_BT, loss_mask_BT, z_weight, blocks)
         return HeadLoss(*sums, jnp.sum(loss_mask_BT, dtype=jnp.float32))
     logits_BTV = plain_logits(x_BTD, head)
     loss, tokens = losses.cross_entropy(logits_BTV, targets_BT, loss_mask_BT)
@@ -84,177 +85,3 @@ def plain_logits(x_BTD, head: Head) -> jax.Array:
     """float32 logits_BTV, all of them."""
     logits_BTV = accumulated("btd,vd->btv", x_BTD, head.table_VD.astype(x_BTD.dtype))
     return logits_BTV if head.bias_V is None else logits_BTV + head.bias_V[None, None]
-
-
-# --------------------------------------------------------------------------------------------------------- the blocks
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a vocabulary is cut: entry v = (group * blocks + block) * width + column; entries from V on are padding."""
-
-    size: int
-    groups: int
-    blocks: int
-    width: int
-
-    @classmethod
-    def of(cls, size: int, wanted: int) -> "Layout":
-        """At least `wanted` blocks (or one a row of a group): of the numbers up to twice that, the least padding."""
-        groups = math.gcd(size, GROUPS)
-        rows = size // groups
-        candidates = range(min(wanted, rows), min(2 * wanted, rows) + 1)
-        blocks = min(candidates, key=lambda count: (-rows % count, count))
-        return cls(size, groups, blocks, -(-rows // blocks))
-
-    @property
-    def padded(self) -> int:
-        return self.groups * self.blocks * self.width
-
-    def cut(self, array_V: jax.Array) -> jax.Array:
-        """[V, ...] as [groups, blocks, W, ...], padded with zeros at the end."""
-        if self.padded > self.size:
-            array_V = jnp.pad(array_V, ((0, self.padded - self.size),) + ((0, 0),) * (array_V.ndim - 1))
-        return array_V.reshape(self.groups, self.blocks, self.width, *array_V.shape[1:])
-
-    def joined(self, array_GNW: jax.Array) -> jax.Array:
-        """What `cut` cut, whole again."""
-        return array_GNW.reshape(self.padded, *array_GNW.shape[3:])[: self.size]
-
-    def entries(self, block: jax.Array) -> jax.Array:
-        """The vocabulary entries of a block, int32[groups, W]."""
-        group_G1 = np.arange(self.groups, dtype=np.int32)[:, None] * (self.blocks * self.width)
-        return group_G1 + np.arange(self.width, dtype=np.int32)[None] + block * self.width
-
-
-def _block_logits(x_BTD, table_GNWD, bias_GNW, block, layout: Layout) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(logits_BTGW float32, -inf in the padding; the block's weights in x's dtype, [G, W, D]; its entries, [G, W])."""
-    table_GWD = jax.lax.dynamic_index_in_dim(table_GNWD, block, axis=1, keepdims=False).astype(x_BTD.dtype)
-    logits_BTGW = jnp.einsum("btd,gwd->btgw", x_BTD, table_GWD, preferred_element_type=jnp.float32)
-    if bias_GNW is not None:
-        bias_GW = jax.lax.dynamic_index_in_dim(bias_GNW, block, axis=1, keepdims=False)
-        logits_BTGW = logits_BTGW + bias_GW.astype(jnp.float32)[None, None]
-    entry_GW = layout.entries(block)
-    if layout.padded > layout.size:
-        logits_BTGW = jnp.where((entry_GW < layout.size)[None, None], logits_BTGW, -jnp.inf)
-    return logits_BTGW, table_GWD, entry_GW
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _in_blocks(x_BTD, head: Head, targets_BT, loss_mask_BT, z_weight: float, layout: Layout):
-    """(objective, cross-entropy, correct): float32 sums over true tokens."""
-    return _forward(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout)[0]
-
-
-def _forward(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout, *, average: bool = False):
-    """(the sums, log z [B, T], with `average` the head's weights averaged by their probabilities [B, T, D])."""
-    table_GNWD = layout.cut(head.table_VD)
-    bias_GNW = None if head.bias_V is None else layout.cut(head.bias_V)
-
-    def add(running, block):
-        highest_BT, sum_BT, target_logit_BT, guess_BT, weighted_BTD = running
-        logits_BTGW, table_GWD, entry_GW = _block_logits(x_BTD, table_GNWD, bias_GNW, block, layout)
-        is_target_BTGW = entry_GW[None, None] == targets_BT[..., None, None]
-        target_logit_BT = target_logit_BT + jnp.sum(jnp.where(is_target_BTGW, logits_BTGW, 0.0), axis=(2, 3))
-        top_BT = jnp.max(logits_BTGW, axis=(2, 3))
-        new_BT = jnp.maximum(highest_BT, top_BT)
-        scaled_BTGW = jnp.exp(logits_BTGW - new_BT[..., None, None])
-        shrunk_BT = jnp.exp(highest_BT - new_BT)
-        sum_BT = sum_BT * shrunk_BT + jnp.sum(scaled_BTGW, axis=(2, 3))
-        if weighted_BTD is not None:
-            more_BTD = _weighted(scaled_BTGW.astype(x_BTD.dtype), table_GWD)
-            weighted_BTD = weighted_BTD * shrunk_BT[..., None] + more_BTD
-        # Of equal logits the first entry of the vocabulary wins, as in an arg max over all.
-        is_top_BTGW = logits_BTGW == top_BT[..., None, None]
-        first_BT = jnp.min(jnp.where(is_top_BTGW, entry_GW[None, None], layout.padded), axis=(2, 3))
-        better_BT = (top_BT > highest_BT) | ((top_BT == highest_BT) & (first_BT < guess_BT))
-        guess_BT = jnp.where(better_BT, first_BT, guess_BT)
-        return (new_BT, sum_BT, target_logit_BT, guess_BT, weighted_BTD), None
-
-    zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
-    start = (
-        zeros_BT - jnp.inf,
-        zeros_BT,
-        zeros_BT,
-        jnp.full(targets_BT.shape, layout.padded, jnp.int32),
-        jnp.zeros(x_BTD.shape, jnp.float32) if average else None,
-    )
-    found, _ = jax.lax.scan(add, start, jnp.arange(layout.blocks))
-    highest_BT, sum_BT, target_logit_BT, guess_BT, weighted_BTD = found
-    log_z_BT = highest_BT + jnp.log(sum_BT)
-    weights_BT = loss_mask_BT.astype(jnp.float32)
-    loss = jnp.sum((log_z_BT - target_logit_BT) * weights_BT)
-    objective = loss + z_weight * jnp.sum(jnp.square(log_z_BT) * weights_BT) if z_weight else loss
-    correct = jnp.sum((guess_BT == targets_BT) & loss_mask_BT, dtype=jnp.float32)
-    average_BTD = None if weighted_BTD is None else weighted_BTD / sum_BT[..., None]
-    return (objective, loss, correct), log_z_BT, average_BTD
-
-
-def _weighted(weights_BTGW, table_GWD) -> jax.Array:
-    return jnp.einsum("btgw,gwd->btd", weights_BTGW, table_GWD, preferred_element_type=jnp.float32)
-
-
-class _OfStates(NamedTuple):
-    """What is kept where only x is differentiated: its gradient, as the forward pass found it."""
-
-    dx_BTD: jax.Array
-
-
-def _forward_for_gradients(x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout):
-    """As `_forward`, of arguments that say whether they are differentiated."""
-    head_trains = any(leaf.perturbed for leaf in jax.tree.leaves(head))
-    x_BTD, head, targets_BT, loss_mask_BT = jax.tree.map(
-        lambda leaf: leaf.value, (x_BTD, head, targets_BT, loss_mask_BT)
-    )
-    sums, log_z_BT, average_BTD = _forward(
-        x_BTD, head, targets_BT, loss_mask_BT, z_weight, layout, average=not head_trains
-    )
-    weights_BT = loss_mask_BT.astype(jnp.float32)
-    if head_trains:
-        return sums, (x_BTD, head, targets_BT, weights_BT, log_z_BT)
-    softmax_scale_BT = weights_BT * (1.0 + 2.0 * z_weight * log_z_BT)
-    target_BTD = jnp.take(head.table_VD, targets_BT, axis=0).astype(x_BTD.dtype)
-    dx_BTD = softmax_scale_BT[..., None] * average_BTD - weights_BT[..., None] * target_BTD
-    return sums, _OfStates(dx_BTD.astype(x_BTD.dtype))
-
-
-def _backward(z_weight, layout, residuals, gradients):
-    gradient, *_ = (0.0 if isinstance(one, jax.custom_derivatives.SymbolicZero) else one for one in gradients)
-    if isinstance(residuals, _OfStates):
-        dx_BTD = residuals.dx_BTD
-        return (gradient * dx_BTD).astype(dx_BTD.dtype), None, None, None
-    x_BTD, head, targets_BT, weights_BT, log_z_BT = residuals
-    scale_BT = weights_BT * gradient
-    softmax_scale_BT = scale_BT * (1.0 + 2.0 * z_weight * log_z_BT)
-    table_GNWD = layout.cut(head.table_VD)
-    bias_GNW = None if head.bias_V is None else layout.cut(head.bias_V)
-
-    def add(running, block):
-        dx_BTD, dtable_GNWD, dbias_GNW = running
-        logits_BTGW, table_GWD, entry_GW = _block_logits(x_BTD, table_GNWD, bias_GNW, block, layout)
-        probs_BTGW = jnp.exp(logits_BTGW - log_z_BT[..., None, None])
-        is_target_BTGW = entry_GW[None, None] == targets_BT[..., None, None]
-        dlogits_BTGW = softmax_scale_BT[..., None, None] * probs_BTGW
-        dlogits_BTGW = dlogits_BTGW - jnp.where(is_target_BTGW, scale_BT[..., None, None], 0.0)
-        if dbias_GNW is not None:
-            dbias_GW = jnp.sum(dlogits_BTGW, axis=(0, 1)).astype(dbias_GNW.dtype)
-            dbias_GNW = jax.lax.dynamic_update_index_in_dim(dbias_GNW, dbias_GW, block, axis=1)
-        dlogits_BTGW = dlogits_BTGW.astype(x_BTD.dtype)
-        dtable_GWD = jnp.einsum("btgw,btd->gwd", dlogits_BTGW, x_BTD, preferred_element_type=jnp.float32)
-        dtable_GNWD = jax.lax.dynamic_update_index_in_dim(
-            dtable_GNWD, dtable_GWD.astype(dtable_GNWD.dtype), block, axis=1
-        )
-        dx_BTD = dx_BTD + _weighted(dlogits_BTGW, table_GWD)
-        return (dx_BTD, dtable_GNWD, dbias_GNW), None
-
-    start = (
-        jnp.zeros(x_BTD.shape, jnp.float32),
-        jnp.zeros_like(table_GNWD),
-        None if bias_GNW is None else jnp.zeros_like(bias_GNW),
-    )
-    (dx_BTD, dtable_GNWD, dbias_GNW), _ = jax.lax.scan(add, start, jnp.arange(layout.blocks))
-    dbias_V = None if dbias_GNW is None else layout.joined(dbias_GNW)
-    return dx_BTD.astype(x_BTD.dtype), Head(layout.joined(dtable_GNWD), dbias_V), None, None
-
-
-_in_blocks.defvjp(_forward_for_gradients, _backward, symbolic_zeros=True)

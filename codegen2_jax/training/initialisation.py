@@ -68,8 +68,8 @@ class ModelSource:
       vocabulary: directory of the tokenizer's files; None: the directory of the weights.
       dtype: compute type, "float32" or "bfloat16"; parameters stay float32.
       dropout_rate: 0 to below 1. None keeps what config.json says; the shipped run files give 0.
-      remat: what a layer keeps for its backward pass: "none" of it is computed again, "full" all, "dots" and
-        "dots_no_batch" all but matrix products (models/layers.py).
+      remat: what of a layer is computed again in its backward pass: "none" but attention's scores, "full" all, "dots"
+        and "dots_no_batch" all but matrix products (models/layers.py).
       attention: "xla", "cudnn", "splash" or "auto" (models/attention_kernels.py); a run checks it when it starts.
       mp_num: shards in a CodeGen's fused weights, where nothing beside them tells (interop/qkv_layout.py).
       prefix_lm: whether a decoder attends to a prefix in both directions; None keeps what its configuration says. The

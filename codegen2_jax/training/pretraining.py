@@ -40,8 +40,8 @@ class Pretraining:
         `packed_documents.PackedDocuments` for a decoder.
       z_loss: weight of the squared logarithm of the softmax's normaliser (losses.py), 0 for none.
       export_directory: where the finished model goes; None: MODEL_DIR/export.
-      loss_blocks: blocks of the vocabulary that the head and its loss are cut into; None: as memory asks
-        (head_loss.py), 1: none.
+      loss_blocks: blocks that the head and its loss are cut into, of tokens on one device, of the vocabulary where
+        logits lie on several; None: as size and memory ask (head_loss.py), 1: none.
       evaluate_every, save_every: steps.
       ordered_reduction: parts whose gradients are added in a fixed order, so that a run is the same bit for bit on any
         number of devices that divides it (ordered_reduction.py); 0: as the compiler likes.
@@ -278,8 +278,7 @@ class _Runtime:
         self.train_step = jit_step(step, self.layout, self.state_shardings, config.compiler_options)
 
         def loss(params, batch):
-            mask_BT = batch["loss_mask_BT"]
-            found, _ = learner.losses(params, {}, batch, mask_BT, selection="pool", head_trains=False)
+            found, _ = learner.losses(params, {}, batch, batch["loss_mask_BT"], selection="pool")
             return found.cross_entropy, found.tokens
 
         self._loss = jax.jit(loss, out_shardings=partitioning.replicated(self.layout))

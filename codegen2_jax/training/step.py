@@ -67,8 +67,8 @@ class Learner:
     """A language model and the prompt put before its input: what a batch costs, and which rows it may move.
 
     model: `models.language_models.EncoderDecoder` (or anything with its methods). prompt: a prompt of `prompts`, or
-    None for none. loss_blocks: into how many blocks of the vocabulary the head and its loss are cut, 1 for none; None:
-    by `head_loss.num_blocks`, for logits that lie on logit_shards devices.
+    None for none. loss_blocks: into how many blocks the head and its loss are cut (`head_loss.head_loss`), 1 for none;
+    None: by `head_loss.num_blocks`. logit_shards: how many devices the logits lie on.
     """
 
     model: Any
@@ -76,22 +76,8 @@ class Learner:
     loss_blocks: int | None = None
     logit_shards: int = 1
 
-    def losses(
-        self,
-        params,
-        prompt_state,
-        batch,
-        loss_mask_BT,
-        *,
-        selection,
-        dropout_key=None,
-        z_weight=0.0,
-        head_trains: bool = True,
-    ):
-        """`head_loss.HeadLoss` of the true tokens, and the sum over the batch of the pull term (0 without a pool).
-
-        head_trains: False where nobody asks for the head's gradient, so that its blocks cost nothing.
-        """
+    def losses(self, params, prompt_state, batch, loss_mask_BT, *, selection, dropout_key=None, z_weight=0.0):
+        """`head_loss.HeadLoss` of the true tokens, and the sum over the batch of the pull term (0 without a pool)."""
         prompt_BPD, pull = None, jnp.zeros((), jnp.float32)
         if self.prompt is not None:
             query_BD = batch.get("query_BD")
@@ -101,12 +87,12 @@ class Learner:
             pull = jnp.sum(aux["pull_B"])
         x_BTD = self.model.last_states(params["model"], batch, prompt_BPD, dropout_key=dropout_key)
         head = head_loss.Head(*self.model.head_weights(params["model"]))
-        blocks = self.loss_blocks
+        blocks, shards = self.loss_blocks, self.logit_shards
         if blocks is None:
             positions = x_BTD.shape[0] * x_BTD.shape[1]
-            vocabulary = head.table_VD.shape[0]
-            blocks = head_loss.num_blocks(positions, vocabulary, shards=self.logit_shards, head_trains=head_trains)
-        found = head_loss.head_loss(x_BTD, head, batch["targets_BT"], loss_mask_BT, z_weight=z_weight, blocks=blocks)
+            blocks = head_loss.num_blocks(positions, head.table_VD.shape[0], shards=shards)
+        weights = dict(z_weight=z_weight, blocks=blocks, shards=shards)
+        found = head_loss.head_loss(x_BTD, head, batch["targets_BT"], loss_mask_BT, **weights)
         return found, pull
 
     def rows(self, trainable, prompt_state, task_B):
@@ -173,7 +159,6 @@ def make_train_step(
             selection="train",
             dropout_key=key if dropout else None,
             z_weight=z_loss,
-            head_trains="model" in trainable,
         )
         pull = pull / examples
         metrics = {"loss": found.cross_entropy / tokens, "accuracy": found.correct / tokens, "pull": pull}
@@ -237,7 +222,7 @@ def make_loss_step(learner: Learner):
     def loss_step(state: TrainState, batch):
         params = merge_params(state.trainable, state.frozen)
         mask_BT = batch["loss_mask_BT"] & batch["valid_B"][:, None]
-        found, _ = learner.losses(params, state.prompt_state, batch, mask_BT, selection="pool", head_trains=False)
+        found, _ = learner.losses(params, state.prompt_state, batch, mask_BT, selection="pool")
         return found.cross_entropy, found.tokens
 
     return loss_step

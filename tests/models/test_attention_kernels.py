@@ -162,6 +162,7 @@ def test_a_policy_keeps_what_its_name_says():
     assert shapes["dots"].count(wide) == 1 and shapes["dots"].count(scores) == 1
     # GELU keeps its input and nothing else of that size: the input, and the output that wo's gradient needs.
     assert shapes["none"].count(wide) <= 3
+    assert scores not in shapes["none"]  # which cost less to make again than to write and read
     with pytest.raises(UserError, match="remat='ful'.*'full'"):
         dataclasses.replace(CONFIG, remat="ful")
 
