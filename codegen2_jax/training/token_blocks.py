@@ -37,8 +37,13 @@ class _Gradients(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def sums(x_BTD, table_VD, bias_V, targets_BT, loss_mask_BT, z_weight: float, blocks: int) -> _Sums:
-    """Over true tokens; the gradient is the objective's, the other two carry none."""
-    run = functools.partial(_of_block, table_VD=table_VD, bias_V=bias_V, z_weight=z_weight)
+    """Over true tokens; the gradient is the objective's, the other two carry none.
+
+    Products are made in the dtype of x, with sums in float32. table_VD, bias_V: of any float dtype, which their
+    gradients have too; bias_V may be None. targets_BT: int32. loss_mask_BT: bool. z_weight: of the squared logarithm of
+    the softmax's normaliser. blocks: from 1; beyond B * T they are padding alone.
+    """
+    run = functools.partial(_of_block, weights_VD=table_VD.astype(x_BTD.dtype), bias_V=bias_V, z_weight=z_weight)
 
     def add(total, block):
         return jax.tree.map(jnp.add, total, run(*block)[0]), None
@@ -53,19 +58,20 @@ def _sums_and_gradients(x_BTD, table_VD, bias_V, targets_BT, loss_mask_BT, z_wei
     x_BTD, table_VD, bias_V, targets_BT, loss_mask_BT = (
         None if one is None else one.value for one in (x_BTD, table_VD, bias_V, targets_BT, loss_mask_BT)
     )
-    run = functools.partial(_of_block, table_VD=table_VD, bias_V=bias_V, z_weight=z_weight)
+    weights_VD = table_VD.astype(x_BTD.dtype)
+    run = functools.partial(_of_block, weights_VD=weights_VD, bias_V=bias_V, z_weight=z_weight)
 
     def add(running, block):
         total, table_gradient_VD, bias_gradient_V = running
-        found, dlogits_CV = run(*block)
         x_CD = block[0]
-        dlogits_CV = dlogits_CV()
+        found, gradient_of_logits = run(*block)
+        dlogits_CV = gradient_of_logits()
         if bias_gradient_V is not None:
             bias_gradient_V = bias_gradient_V + jnp.sum(dlogits_CV, axis=0)
         dlogits_CV = dlogits_CV.astype(x_CD.dtype)
         if table_gradient_VD is not None:
             table_gradient_VD = table_gradient_VD + _product("cv,cd->vd", dlogits_CV, x_CD)
-        dx_CD = _product("cv,vd->cd", dlogits_CV, table_VD.astype(x_CD.dtype)).astype(x_CD.dtype)
+        dx_CD = _product("cv,vd->cd", dlogits_CV, weights_VD).astype(x_CD.dtype)
         return (jax.tree.map(jnp.add, total, found), table_gradient_VD, bias_gradient_V), dx_CD
 
     zero = jnp.zeros((), jnp.float32)
@@ -78,8 +84,8 @@ def _sums_and_gradients(x_BTD, table_VD, bias_V, targets_BT, loss_mask_BT, z_wei
     )
     tokens, width = x_BTD.shape[0] * x_BTD.shape[1], x_BTD.shape[2]
     dx_BTD = dx_NCD.reshape(-1, width)[:tokens].reshape(x_BTD.shape)
-    as_table = lambda gradient: None if gradient is None else gradient.astype(table_VD.dtype)  # noqa: E731
-    return total, _Gradients(dx_BTD, as_table(dtable_VD), None if dbias_V is None else dbias_V.astype(bias_V.dtype))
+    as_is = lambda gradient, one: None if gradient is None else gradient.astype(one.dtype)  # noqa: E731
+    return total, _Gradients(dx_BTD, as_is(dtable_VD, table_VD), as_is(dbias_V, bias_V))
 
 
 def _scaled(z_weight, blocks, found: _Gradients, gradients):
@@ -109,9 +115,9 @@ def _cut(blocks: int, *arrays_BT) -> tuple[jax.Array, ...]:
     return tuple(map(cut, arrays_BT))
 
 
-def _of_block(x_CD, target_C, counts_C, *, table_VD, bias_V, z_weight):
+def _of_block(x_CD, target_C, counts_C, *, weights_VD, bias_V, z_weight):
     """(its sums, a function that gives the objective's gradient of its logits, float32[C, V])."""
-    logits_CV = _product("cd,vd->cv", x_CD, table_VD.astype(x_CD.dtype))
+    logits_CV = _product("cd,vd->cv", x_CD, weights_VD)
     if bias_V is not None:
         logits_CV = logits_CV + bias_V.astype(jnp.float32)[None]
     weight_C = counts_C.astype(jnp.float32)
