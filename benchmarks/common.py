@@ -5,7 +5,8 @@ import dataclasses
 import functools
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def training(learner: Any, params: Any, labels: Any, optimizer: Any, *, prompt_s
     )
     train = step.make_train_step(learner, transformation, seed=0, dropout=dropout)
     return jax.jit(train, donate_argnums=0), state
+
+
+def compiled_by_steps(train: Callable, state: Any, batches: Iterable[Any]) -> tuple[Any, float]:
+    """(the state after a step on each batch, seconds): with one of each shape, what compiling costs."""
+    import jax
+
+    start = time.perf_counter()
+    for batch in batches:
+        state, _ = train(state, batch)
+    jax.block_until_ready(state)
+    return state, time.perf_counter() - start
 
 
 # --------------------------------------------------------------------------------------------------------------- driver

@@ -65,10 +65,7 @@ def jax_training(todo: dict, config, params):
     learner = step.Learner(model=model_of(config))
     train, state = common.training(learner, params, ((".*", "train"),), adamw, prompt_state={}, dropout=False)
     del params
-    start = time.perf_counter()
-    state, metrics = train(state, batches[0])
-    jax.block_until_ready(state)
-    compile_seconds = time.perf_counter() - start
+    state, compile_seconds = common.compiled_by_steps(train, state, batches[:1])
 
     def round_() -> dict:
         nonlocal state

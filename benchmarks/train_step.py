@@ -60,11 +60,7 @@ def jax_contender(work: Path, threads: int):
     loss = common.loss_without_dropout(config, params, batches[0])
     train, state = common.training(learner, params, labels, adamw, prompt_state=prompt_state, dropout=True)
     shapes = {(batch["inputs_BS"].shape[1], batch["targets_BT"].shape[1]): batch for batch in batches}
-    start = time.perf_counter()
-    for batch in shapes.values():
-        state, metrics = train(state, batch)
-    jax.block_until_ready(state)
-    compile_seconds = time.perf_counter() - start
+    state, compile_seconds = common.compiled_by_steps(train, state, shapes.values())
 
     def round_() -> dict:
         nonlocal state

@@ -91,8 +91,9 @@ class Learner:
         if blocks is None:
             positions = x_BTD.shape[0] * x_BTD.shape[1]
             blocks = head_loss.num_blocks(positions, head.table_VD.shape[0], shards=shards)
-        weights = dict(z_weight=z_weight, blocks=blocks, shards=shards)
-        found = head_loss.head_loss(x_BTD, head, batch["targets_BT"], loss_mask_BT, **weights)
+        found = head_loss.head_loss(
+            x_BTD, head, batch["targets_BT"], loss_mask_BT, z_weight=z_weight, blocks=blocks, shards=shards
+        )
         return found, pull
 
     def rows(self, trainable, prompt_state, task_B):
