@@ -155,7 +155,9 @@ def _line(row: Row, found: dict) -> str:
     start = f"| {MODELS[row.model]} | {row.topology} | {row.chips} | {mesh} |"
     if not found.get("fits"):
         used = found.get("memory", {}).get("total", 0) / 2**30
-        what = f"does not fit ({used:.1f} GiB)" if used else found.get("compiler", f"failed: {found.get('error')}")
+        what = f"does not fit ({used:.1f} GiB)" if used else f"failed: {found.get('error')}"
+        if "compiler" in found:  # which gave up and wrote no program
+            what = f"does not fit: {found['compiler'].rpartition('HBM, ')[2]}"
         return f"{start} {what} | | | | | | | | |"
     seconds, memory = found["seconds"], found["memory"]
     used = f"{memory['total'] / 2**30:.1f} of {memory['chip'] / 2**30:.0f}"
