@@ -2,17 +2,16 @@
 
   xla     everywhere; the masks of every model
   cudnn   cuDNN's flash attention through jax.nn.dot_product_attention: NVIDIA GPUs, bfloat16
-  splash  JAX's Pallas kernel for TPUs: causal, prefix of a fixed length, packed documents apart
+  splash  JAX's Pallas kernel for TPUs: causal, prefix of a fixed length, packed documents apart; positions may be cut
   auto    the kernel of the backend where it can do what the model asks, else xla (`choose`)
 
-Shapes: B batch, T length, N query heads, G key heads, R = N / G, H head width.
+Shapes: B batch, T length, S keys, N query heads, G key heads, R = N / G, H head width.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import flax.struct
 import jax
@@ -121,13 +120,10 @@ def attend(implementation: str, q_BTGRH, k_BTGH, v_BTGH, mask, *, keeps_scores: 
     if implementation in ("xla", "auto"):
         mix = _xla if keeps_scores else recomputed(_xla)
         return mix(q_BTGRH, k_BTGH, v_BTGH, mask)
+    if implementation == "splash":
+        return _splash(q_BTGRH, k_BTGH, v_BTGH, mask)
     B, T, G, R, H = q_BTGRH.shape
-    q_BTNH = q_BTGRH.reshape(B, T, G * R, H)
-    if implementation == "cudnn":
-        mixed_BTNH = _cudnn(q_BTNH, k_BTGH, v_BTGH, mask)
-    else:
-        mixed_BTNH = _splash(q_BTNH, k_BTGH, v_BTGH, mask)
-    return mixed_BTNH.reshape(B, T, G, R, H)
+    return _cudnn(q_BTGRH.reshape(B, T, G * R, H), k_BTGH, v_BTGH, mask).reshape(q_BTGRH.shape)
 
 
 def _xla(q_BTGRH, k_BTGH, v_BTGH, mask) -> jax.Array:
@@ -153,62 +149,85 @@ def _cudnn(q_BTNH, k_BTGH, v_BTGH, mask: Dense):
 # ------------------------------------------------------------------------------------------------------------- splash
 
 
-def _splash(q_BTNH, k_BTGH, v_BTGH, mask: Tiled):
-    """Splash attention of a batch, each device on its own rows and heads."""
-    length, width = q_BTNH.shape[1], q_BTNH.shape[3]
-    room, channels = -length % LANES, -width % LANES
-    pads = ((0, 0), (0, room), (0, 0), (0, channels))
-    heads_first = [jnp.pad(x, pads).swapaxes(1, 2) for x in (q_BTNH, k_BTGH, v_BTGH)]
-    arguments, axes = heads_first, [("batch", "heads", None, None)] + [("batch", "kv_heads", None, None)] * 2
-    if mask.segments_BT is not None:
-        # Positions added here are behind all others: a prefix might look at them.
-        arguments.append(jnp.pad(mask.segments_BT, ((0, 0), (0, room)), constant_values=-1))
-        axes.append(("batch", None))
-    elif room and mask.prefix:
-        raise AssertionError("a prefix comes with segments")
-    local = functools.partial(_splash_on_one_device, prefix=mask.prefix)
-    mixed_BNTH = per_device(local, axes, ("batch", "heads", None, None))(*arguments)
-    return mixed_BNTH.swapaxes(1, 2)[:, :length, :, :width]
-
-
-def _splash_on_one_device(q_BNTH, k_BGTH, v_BGTH, segments_BT=None, *, prefix: int):
+def _splash(q_BTGRH, k_BTGH, v_BTGH, mask: Tiled):
+    """Splash attention of a batch, each device on its own rows, heads and queries, which see all keys of their rows."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    num_heads, length = q_BNTH.shape[1:3]
-    mask = splash.CausalMask((length, length))
-    if prefix:
-        mask = splash.NumpyMask(np.tri(length, dtype=bool) | (np.arange(length) < prefix)[None])
-    tile = next(size for size in (LARGEST_TILE, LARGEST_TILE // 2, LANES) if length % size == 0)
+    split, (length, G, R, width) = _split.get(), q_BTGRH.shape[1:]
+    parts = dict.fromkeys(("length", "kv_heads", "group"), 1)
+    if split is not None:
+        parts = {axis: split.parts(axis) for axis in parts}
+    room, channels = -length % (LANES * parts["length"]), -width % LANES
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 3), (0, channels)))  # noqa: E731
+    arguments = [pad(q_BTGRH).transpose(0, 2, 3, 1, 4), *(pad(x).swapaxes(1, 2) for x in (k_BTGH, v_BTGH))]
+    axes = [("batch", "kv_heads", "group", "length", None), *[("batch", "kv_heads", None, None)] * 2]
+    if mask.segments_BT is not None:
+        # Positions added here are behind all others: a prefix might look at them.
+        segments_BT = jnp.pad(mask.segments_BT, ((0, 0), (0, room)), constant_values=-1)
+        arguments += [segments_BT, segments_BT]
+        axes += [("batch", "length"), ("batch", None)]
+    elif room and mask.prefix:
+        raise AssertionError("a prefix comes with segments")
+
+    padded = length + room
+    one_head = splash.CausalMask((padded, padded))
+    if mask.prefix:
+        one_head = splash.NumpyMask(np.tri(padded, dtype=bool) | (np.arange(padded) < mask.prefix)[None])
+    own = padded // parts["length"]
+    tile = next(size for size in (LARGEST_TILE, LARGEST_TILE // 2, LANES) if own % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    sizes = splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), tile))
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * num_heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=INTERPRET
+        splash.MultiHeadMask([one_head] * (G * R // (parts["kv_heads"] * parts["group"]))),
+        block_sizes=splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), tile)),
+        head_shards=1,
+        q_seq_shards=parts["length"],
+        interpret=INTERPRET,
     )
+    local = _splash_on_one_device
+    if split is not None:  # XLA cannot cut a Pallas kernel by itself
+        specs = [kernel.manual_sharding_spec(split.sharding(None, "length"))]
+        specs += [split.sharding(*one).spec for one in axes]
+        local = split(local, tuple(specs), specs[1])
+    mixed_BTGRH = local(kernel, *arguments).transpose(0, 3, 1, 2, 4)
+    return mixed_BTGRH[:, :length, ..., :width]
+
+
+def _splash_on_one_device(kernel, q_BGRTH, k_BGSH, v_BGSH, segments_BT=None, segments_BS=None):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    B, G, R, T, H = q_BGRTH.shape
+    q_BNTH = q_BGRTH.reshape(B, G * R, T, H)
     if segments_BT is None:
-        return jax.vmap(kernel)(q_BNTH, k_BGTH, v_BGTH)
-    both = lambda segments_T: splash.SegmentIds(q=segments_T, kv=segments_T)  # noqa: E731
-    return jax.vmap(lambda q, k, v, segments_T: kernel(q, k, v, both(segments_T)))(q_BNTH, k_BGTH, v_BGTH, segments_BT)
+        mixed_BNTH = jax.vmap(kernel)(q_BNTH, k_BGSH, v_BGSH)
+    else:
+        mixed_BNTH = jax.vmap(kernel)(q_BNTH, k_BGSH, v_BGSH, splash.SegmentIds(q=segments_BT, kv=segments_BS))
+    return mixed_BNTH.reshape(q_BGRTH.shape)
 
 
-# A function of (function, logical axes of its arguments, of its result) that runs it on each device's own part.
-Split = Callable[[Callable, Sequence[tuple], tuple], Callable]
+class Split(Protocol):
+    """Runs a function on each device's own part of its arguments (`sharding.partitioning.Split`)."""
+
+    def parts(self, logical_axis: str) -> int:
+        """Parts into which a dimension of this meaning is cut."""
+
+    def sharding(self, *logical_axes: str | None) -> jax.sharding.NamedSharding:
+        """Of an array; None: every device holds that dimension whole."""
+
+    def __call__(self, function: Callable, in_specs: tuple, out_spec: Any) -> Callable:
+        """The function on parts, for arguments and a result that are cut so."""
+
+
 _split: ContextVar[Split | None] = ContextVar("split", default=None)
 
 
 @contextmanager
 def split_by(split: Split | None):
-    """While entered, `per_device` asks this function; None: there is one device."""
+    """While entered, splash is cut so among devices; None: there is one."""
     token = _split.set(split)
     try:
         yield
     finally:
         _split.reset(token)
-
-
-def per_device(function: Callable, in_axes: Sequence[tuple], out_axes: tuple) -> Callable:
-    """The function on each device's own part of its arguments: XLA cannot cut a Pallas kernel by itself."""
-    split = _split.get()
-    return function if split is None else split(function, in_axes, out_axes)
 
 
 # ------------------------------------------------------------------------------------------------------------- choice
@@ -232,7 +251,7 @@ def refusal(implementation: str, platform: str, *, config, length_parts: int = 1
         return f"has heads of multiples of 8 up to 256, and the model's are {config.head_dim} wide"
     if implementation == "splash" and config.prefix_lm:
         return "has no prefix of a length of its own in each document (prefix_lm)"
-    if length_parts > 1:  # each of them would compute all queries
+    if implementation == "cudnn" and length_parts > 1:  # each of them would compute all queries
         return f"computes whole rows, and AXES cuts their positions ('length') among {length_parts} devices"
     return None
 

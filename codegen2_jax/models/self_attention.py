@@ -67,6 +67,8 @@ class SelfAttention(nn.Module):
         """
         q_BTGRH, k_BTGH, v_BTGH = self._heads(x_BTD, rotation)
         q_BTGRH = constrain(q_BTGRH, "batch", "length", "kv_heads", "group", "head_dim")
+        # Two steps: where they are made, then where they are read. In one, each device would make what it reads.
+        k_BTGH, v_BTGH = (constrain(x, "batch", "length", "kv_heads", "head_dim") for x in (k_BTGH, v_BTGH))
         k_BTGH, v_BTGH = (constrain(x, "batch", "keys", "kv_heads", "head_dim") for x in (k_BTGH, v_BTGH))
         options = dict(keeps_scores=self.keeps_scores)
         mixed_BTGRH = attention_kernels.attend(self.implementation, q_BTGRH, k_BTGH, v_BTGH, mask, **options)

@@ -264,21 +264,25 @@ def batch_sharding(layout: Layout) -> NamedSharding:
     return NamedSharding(layout.mesh, PartitionSpec(dict(layout.rules)["batch"]))
 
 
-def splitter(layout: Layout) -> Callable[..., Callable]:
-    """(function, logical axes of its arguments, of its result) -> the function on each device's part of them.
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Runs a function on each device's own part of its arguments: for kernels that XLA cannot cut by itself."""
 
-    For kernels that XLA cannot cut by itself; None for a dimension that every device holds whole.
-    """
-    rules = dict(layout.rules)
+    layout: Layout
 
-    def spec(logical_axes):
-        return PartitionSpec(*(None if axis is None else rules[axis] for axis in logical_axes))
+    def parts(self, logical_axis: str) -> int:
+        """Parts into which a dimension of this meaning is cut."""
+        return self.layout.parts(logical_axis)
 
-    def split(function, in_axes, out_axes):
-        in_specs = tuple(spec(axes) for axes in in_axes)
-        return jax.shard_map(function, mesh=layout.mesh, in_specs=in_specs, out_specs=spec(out_axes), check_vma=False)
+    def sharding(self, *logical_axes: str | None) -> NamedSharding:
+        """Of an array; None: every device holds that dimension whole."""
+        rules = {None: None, **dict(self.layout.rules)}
+        return NamedSharding(self.layout.mesh, PartitionSpec(*(rules[axis] for axis in logical_axes)))
 
-    return split
+    def __call__(self, function: Callable, in_specs: tuple, out_spec: Any) -> Callable:
+        """The function on parts, for arguments and a result that are cut so (trees of PartitionSpec)."""
+        mesh = self.layout.mesh
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_spec, check_vma=False)
 
 
 def replicated(layout: Layout) -> NamedSharding:

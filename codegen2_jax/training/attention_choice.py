@@ -47,7 +47,7 @@ def resolved(model: Any, layout: partitioning.Layout, *, length: int, cut: bool 
         logger.info("attention: %s (%s).", name, why)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, attention=name))
     if cut and name == "splash" and layout.mesh.size > 1:
-        model = dataclasses.replace(model, split=partitioning.splitter(layout))
+        model = dataclasses.replace(model, split=partitioning.Split(layout))
     return model
 
 

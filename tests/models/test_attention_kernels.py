@@ -63,12 +63,19 @@ def test_splash_computes_what_xla_computes(name, interpreted):
         np.testing.assert_allclose(one, reference, atol=2e-5)
 
 
-def test_splash_is_cut_among_devices(interpreted):
+CUTS = {
+    "rows and heads": ({"data": 4, "model": 2}, None),
+    "queries of a key head": ({"data": 4, "model": 2}, {"kv_heads": None, "group": "model"}),
+    "positions": ({"data": 2, "fsdp": 2, "model": 2}, {"batch": "data", "sequence": "fsdp", "length": "fsdp"}),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_splash_is_cut_among_devices(name, interpreted):
     arguments, gradient = drawn(batch=4)
     visible = Visible(np.arange(T)[None] >= np.arange(4)[:, None])
     expected = computed("xla", visible, arguments, gradient)
-    layout = partitioning.make_layout({"data": 4, "model": 2})
-    with attention_kernels.split_by(partitioning.splitter(layout)):
+    with attention_kernels.split_by(partitioning.Split(partitioning.make_layout(*CUTS[name]))):
         found = computed("splash", visible, arguments, gradient)
     for one, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, reference, atol=2e-5)
@@ -117,7 +124,8 @@ def test_every_backend_has_its_kernel_and_the_rest_is_refused():
             choose(dataclasses.replace(config, attention="cudnn"), platform)
     with pytest.raises(UserError, match="'splash' needs a TPU"):
         choose(dataclasses.replace(CONFIG, attention="splash"), "cpu")
-    name, why = choose(dataclasses.replace(half, attention="auto"), "tpu", 8)
+    assert choose(dataclasses.replace(half, attention="auto"), "tpu", 8)[0] == "splash"
+    name, why = choose(dataclasses.replace(half, attention="auto"), "gpu", 8)
     assert name == "xla" and "cuts their positions ('length') among 8 devices" in why
     with pytest.raises(UserError, match="prefix_lm"):
         choose(dataclasses.replace(CONFIG, attention="splash", prefix_lm=True), "tpu")
