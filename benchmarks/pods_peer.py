@@ -40,7 +40,7 @@ except ImportError as error:
     print(f"{error}; this program needs an environment of its own:\n{__doc__}", file=sys.stderr)
     sys.exit(2)
 
-from codegen2_jax.sharding import estimates, hlo  # noqa: E402
+from codegen2_jax.sharding import estimates, hlo, kernels  # noqa: E402
 
 # CodeGen2-7B: gin_configs/models/codegen2_7b.gin.
 SHAPE = {"vocab_size": 51200, "n_embd": 4096, "n_inner": 16384, "n_head": 16, "rotary_dim": 64, "n_positions": 2048}
@@ -108,16 +108,16 @@ def measure(topology, rows: int, model_flops: float) -> dict:
         }
         for overlaps in (False, True)
     ]
-    flops = deep(*(text.flops() for text in read))
+    flops = estimates.Flops(model_flops, deep(*(text.flops() for text in read)), deep(*map(kernels.flops, read)))
     memory = deep(*(estimates.memory(program)["total"] for program in (one, two)))
-    seconds = estimates.seconds(cost, flops, rows_sent, topology.chip, model_flops)
+    seconds = estimates.seconds(cost, flops, rows_sent, topology.chip)
     return {
         "rows_a_chip": rows,
         "parameters": round(deep(first, second)),
         "memory": memory,
         "chip_memory": topology.chip.hbm_bytes,
         "fits": memory <= topology.chip.hbm_bytes,
-        "flops_per_chip": {"model": model_flops, "compiled": flops},
+        "flops_per_chip": {"model": flops.model, "compiled": flops.compiled},
         "seconds": seconds,
         "tokens_per_second": rows * len(devices) * LENGTH / seconds["step"],
     }
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5p:4x4x4", help="one whose row of CodeGen2-7B pods.json has")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 1], help="sequences a chip")
     given = parser.parse_args()
-    ours = json.loads((RESULTS / "pods.json").read_text())["rows"][f"7b {given.topology} 1"]
+    ours = json.loads((RESULTS / "pods.json").read_text())["rows"][f"7b {given.topology}"]
     topology = topologies.parse(given.topology)
     # The same network and length, so the formula's FLOPs are those of our row, by sequences.
     one_row = ours["flops_per_chip"]["model"] / (ours["rows"] / topology.num_chips)

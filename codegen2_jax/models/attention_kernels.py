@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import MASKED
-from codegen2_jax.models.layers import SCORES, accumulated, recomputed, softmax
+from codegen2_jax.models.layers import MIXED, SCORES, accumulated, recomputed, softmax
 
 Implementation = Literal["xla", "cudnn", "splash", "auto"]
 IMPLEMENTATIONS = get_args(Implementation)
@@ -181,6 +181,7 @@ def _splash(q_BTGRH, k_BTGH, v_BTGH, mask: Tiled):
         block_sizes=splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), tile)),
         head_shards=1,
         q_seq_shards=parts["length"],
+        residual_checkpoint_name=MIXED,
         interpret=INTERPRET,
     )
     local = _splash_on_one_device

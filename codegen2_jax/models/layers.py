@@ -20,7 +20,7 @@ from codegen2_jax.models.placement import constrain
 DTYPES = ("float32", "bfloat16")  # of the computation
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
 # A policy does not see the products inside a custom_vjp; these stand behind such a one by name.
-WIDENED, SCORES = "widened", "scores"
+WIDENED, SCORES, MIXED = "widened", "scores", "mixed"
 
 
 def _keeping(policy, *names: str):
@@ -30,11 +30,11 @@ def _keeping(policy, *names: str):
 
 # What a block keeps for its backward pass; the rest is computed again. "none" keeps all but the attention's own scores
 # and probabilities (T x T), which cost less to make than to keep; "full" the block's input alone, "dots" every matrix
-# product, "dots_no_batch" those with weights but not the attention's own.
+# product and what an attention kernel gives, "dots_no_batch" the products with weights but not the attention's own.
 REMATS = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": _keeping(jax.checkpoint_policies.dots_saveable, WIDENED, SCORES),
+    "dots": _keeping(jax.checkpoint_policies.dots_saveable, WIDENED, SCORES, MIXED),
     "dots_no_batch": _keeping(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, WIDENED),
 }
 

@@ -2,13 +2,14 @@
 
 XLA's estimate (`cost_analysis()["optimal_seconds"]`) covers arithmetic and the chip's own memory. It leaves out the
 time that a collective spends between chips: a gather of 1 GiB over 64 chips of a v5p adds what reading and writing it
-takes, and no more. It counts the body of a loop once, and takes a second off for every custom call of `UNMODELLED`,
-which costs nothing and has no estimate. So here
+takes, and no more. It counts the body of a loop once and of a Pallas kernel nothing, and takes a second off for every
+custom call of `UNMODELLED`, which costs nothing and has no estimate. So here
 
 * costs are taken of programs without the loop over layers, of one and of two of them, and extrapolated:
   value(1) + (L - 1) (value(2) - value(1)), for each kind of layer;
 * what is then counted once of other loops (a head in blocks, a batch in parts) scales the sum by the matrix products of
   all their runs. Not before: a loop outside the layers would scale one layer and two of them by different factors;
+* the work of kernels is added at the peak rate, so that their time is a lower bound (sharding/kernels.py);
 * the time of collectives is added: the bytes that a chip sends over all its links. Those that the chip waits for add to
   the step; the others may hide behind it.
 """
@@ -107,34 +108,52 @@ def collectives(program: hlo.Program) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: -row["sent_bytes"])
 
 
-def seconds(
-    cost: Cost, compiled_flops: float, rows: list[dict[str, Any]], chip: Chip, model_flops: float
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Of one step on one chip, every loop in full.
+
+    model: what the model needs. products: of the program's own matrix products. kernels: of those inside its kernels,
+    which are in no estimate of XLA's.
+    """
+
+    model: float
+    products: float
+    kernels: float
+
+    @property
+    def compiled(self) -> float:
+        """All that the program multiplies."""
+        return self.products + self.kernels
+
+
+def seconds(cost: Cost, flops: Flops, rows: list[dict[str, Any]], chip: Chip) -> dict[str, Any]:
     """The times of a step, its bound, and the model-FLOPs utilisation that they allow.
 
-    compiled_flops: of all matrix products on one chip, every loop counted in full. model_flops: what the model needs,
-    on one chip. Utilisation is the share of the chip's bfloat16 peak: `utilisation` with the waiting that stands in the
-    program, `utilisation_if_all_overlaps` where the slower of both alone counts.
+    rows: of `collectives`. Utilisation is the share of the chip's bfloat16 peak: `utilisation` with the waiting that
+    stands in the program, `utilisation_if_all_overlaps` where the slower of both alone counts.
     """
     sent = sum(row["sent_bytes"] for row in rows)
     waiting = sum(row["sent_bytes"] for row in rows if not row["overlaps"])
     floors = {
-        "compute": compiled_flops / chip.peak_flops,
+        "compute": flops.compiled / chip.peak_flops,
         "memory": cost.bytes_accessed / chip.hbm_bandwidth,
         "interconnect": sent / chip.ici_bandwidth,
     }
     # Without an estimate of XLA's, what cannot be undercut: said by `xla` being None.
-    busy = max(floors["compute"], floors["memory"]) if cost.seconds is None else max(cost.seconds, floors["compute"])
+    in_kernels = flops.kernels / chip.peak_flops
+    estimated = floors["memory"] if cost.seconds is None else cost.seconds + in_kernels
+    busy = max(estimated, floors["compute"])
     step = max(busy + waiting / chip.ici_bandwidth, floors["interconnect"])
     best = max(busy, floors["interconnect"])
     return {
         "xla": cost.seconds,
+        "kernels": in_kernels,
         "floors": floors,
         "bound": max(floors, key=floors.get),
         "collectives_waited_for": waiting / chip.ici_bandwidth,
         "step": step,
-        "utilisation": _share(model_flops, step, chip),
-        "utilisation_if_all_overlaps": _share(model_flops, best, chip),
+        "utilisation": _share(flops.model, step, chip),
+        "utilisation_if_all_overlaps": _share(flops.model, best, chip),
     }
 
 

@@ -75,6 +75,10 @@ class Program:
     def _named(self) -> dict[str, Instruction]:
         return {one.name: one for body in self.computations.values() for one in body}
 
+    def type_of(self, name: str) -> str:
+        """What an instruction gives, "bf16[2,3]{1,0}" or a tuple of such."""
+        return self._named[name].type
+
     def runs(self, *, once: bool = False) -> Iterator[tuple[Instruction, float, bool]]:
         """Every instruction that runs, those of a fusion too: (instruction, number of times, whether in a fusion).
 

@@ -17,7 +17,7 @@ import jaxlib
 import numpy as np
 
 from codegen2_jax.models.t5 import T5Config
-from codegen2_jax.sharding import estimates, hlo, partitioning, topologies
+from codegen2_jax.sharding import estimates, hlo, kernels, partitioning, topologies
 from codegen2_jax.sharding.estimates import Cost
 from codegen2_jax.training.description import attention_flops, model_flops
 from codegen2_jax.training.step import Learner, TrainState, merge_params
@@ -132,20 +132,25 @@ def examine(
         say(f"compiled the whole step in {took:.0f} s: {memory['total'] / 2**30:.2f} GiB a chip")
         cost = finish_cost()
     read = hlo.read(program.as_text(), devices=chips)
-    needed = built.model_flops() / chips
+    flops = estimates.Flops(built.model_flops() / chips, read.flops(), kernels.flops(read))
     rows = estimates.collectives(read)
-    compiled_flops = read.flops()
-    times = estimates.seconds(cost, compiled_flops, rows, chip, needed)
+    times = estimates.seconds(cost, flops, rows, chip)
     return {
         **header(built, topology),
         "memory": memory | {"chip": int(chip.hbm_bytes)},
         "fits": memory["total"] <= chip.hbm_bytes,
-        "flops_per_chip": {"model": needed, "compiled": compiled_flops, "xla_extrapolated": cost.flops},
+        "flops_per_chip": {
+            "model": flops.model,
+            "compiled": flops.compiled,
+            "kernels": flops.kernels,
+            "xla_extrapolated": cost.flops,
+        },
         "bytes_accessed_per_chip": cost.bytes_accessed,
         "collectives": rows,
         "seconds": times,
         "tokens_per_second": _tokens(built) / times["step"],
         "unknown_loops": read.unknown_loops,
+        "unknown_kernels": kernels.unknown(read),
         "compile_seconds": took,
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from codegen2_jax.errors import UserError
-from codegen2_jax.sharding import estimates, hlo, partitioning, topologies
+from codegen2_jax.sharding import estimates, hlo, kernels, partitioning, topologies
 from codegen2_jax.training.ahead_of_time import Built, compiled
 from codegen2_jax.training.fitting import gib, milliseconds
 
@@ -93,13 +93,15 @@ def examine(
 
 def _part(program: Any, built: Built, topology: topologies.Topology) -> dict[str, Any]:
     read = hlo.read(program.as_text(), devices=built.layout.mesh.size)
-    cost, rows, flops = estimates.cost_of(program, read).with_loops(), estimates.collectives(read), read.flops()
+    cost, rows = estimates.cost_of(program, read).with_loops(), estimates.collectives(read)
+    products, in_kernels = read.flops(), kernels.flops(read)
+    flops = estimates.Flops(products + in_kernels, products, in_kernels)
     return {
         "memory": estimates.memory(program),
-        "flops_per_chip": flops,
+        "flops_per_chip": flops.compiled,
         "bytes_accessed_per_chip": cost.bytes_accessed,
         "collectives": rows,
-        "seconds": estimates.seconds(cost, flops, rows, topology.chip, flops),
+        "seconds": estimates.seconds(cost, flops, rows, topology.chip),
     }
 
 

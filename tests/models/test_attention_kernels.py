@@ -151,18 +151,20 @@ def test_a_run_tries_its_kernel_before_the_first_step(interpreted, monkeypatch, 
     assert "going on with xla" in caplog.text
 
 
-def test_a_policy_keeps_what_its_name_says():
-    """The arrays that the scan over layers hands to its backward pass, by a trace."""
+def kept(remat, attention="xla"):
+    """The shapes of what the scan over layers hands to its backward pass, by a trace."""
     tokens = np.zeros((2, 16), np.int32)
-    batch = {"tokens_BT": tokens, "positions_BT": tokens, "segments_BT": tokens + 1, "bidirectional_BT": tokens > 0}
+    batch = {"tokens_BT": tokens, "positions_BT": tokens, "segments_BT": tokens + 1}
+    if attention == "xla":
+        batch["bidirectional_BT"] = tokens > 0
+    model = DecoderOnly(dataclasses.replace(CONFIG, remat=remat, attention=attention))
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    traced = jax.make_jaxpr(lambda p: jax.vjp(lambda p: model.last_states(p, batch), p))(params)
+    scan = next(equation for equation in traced.jaxpr.eqns if equation.primitive.name == "scan")
+    return [tuple(out.aval.shape) for out in scan.outvars]
 
-    def kept(remat):
-        model = DecoderOnly(dataclasses.replace(CONFIG, remat=remat))
-        params = jax.eval_shape(model.init_params, jax.random.key(0))
-        traced = jax.make_jaxpr(lambda p: jax.vjp(lambda p: model.last_states(p, batch), p))(params)
-        scan = next(equation for equation in traced.jaxpr.eqns if equation.primitive.name == "scan")
-        return [tuple(out.aval.shape) for out in scan.outvars]
 
+def test_a_policy_keeps_what_its_name_says():
     wide, scores = (2, 2, 16, 128), (2, 2, 4, 1, 16, 16)
     shapes = {remat: kept(remat) for remat in layers.REMATS}
     assert wide not in shapes["full"] and scores not in shapes["full"]
@@ -173,6 +175,15 @@ def test_a_policy_keeps_what_its_name_says():
     assert scores not in shapes["none"]  # which cost less to make again than to write and read
     with pytest.raises(UserError, match="remat='ful'.*'full'"):
         dataclasses.replace(CONFIG, remat="ful")
+
+
+def test_a_kernel_does_not_run_again_where_products_are_kept():
+    """What its backward pass reads: the mixed values and the scale of each row, both filled up to a tile."""
+    mixed, scales = (2, 2, 4, 128, 128), (2, 2, 4, 128)
+    shapes = {remat: kept(remat, "splash") for remat in layers.REMATS}
+    for remat, count in {"none": 1, "dots": 1, "dots_no_batch": 0, "full": 0}.items():
+        assert shapes[remat].count(scales) == count, remat
+        assert (mixed in shapes[remat]) == bool(count), remat
 
 
 @pytest.fixture
