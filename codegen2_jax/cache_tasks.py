@@ -26,14 +26,14 @@ def _cache(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     error = None
     try:
-        from codegen2_jax.data import cache_writing
+        from codegen2_jax.data import beam_caching, cache_writing
 
         infos = cache_writing.build(
             arguments.names.split(","),
             cache_dir=arguments.cache_dir,
             vocabulary_dir=arguments.vocabulary,
             task_modules=arguments.task_modules.split(","),
-            beam=arguments.beam,
+            write_split=beam_caching.split_writer(arguments.beam, arguments.task_modules.split(",")),
         )
         print(cache_writing.table(infos))
     except UserError as fault:

@@ -1,6 +1,7 @@
 """Imports point one way: a room imports only rooms below it, and heavy libraries stay where they belong."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,16 @@ def test_imports_of_our_own_point_down(file):
     assert not wrong, "; ".join(wrong)
     upward = [str(found) for found in imports_of(file) if found.top in ("tasks", "tests", "benchmarks", "gin_configs")]
     assert not upward, "; ".join(upward)
+
+
+def test_no_file_needs_itself():
+    """Not through other files either, and no import inside a function hides it."""
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in FILES}
+    reached = {name: set() for name in names}
+    for name, file in names.items():
+        for found in imports_of(file):
+            reached[name] |= {found.module, found.module.rpartition(".")[0]} & names.keys() - {name}
+    tuple(graphlib.TopologicalSorter(reached).static_order())
 
 
 def test_tasks_import_only_data_and_metrics():

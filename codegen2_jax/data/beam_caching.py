@@ -21,8 +21,13 @@ from codegen2_jax.data import cache_stages
 from codegen2_jax.errors import UserError
 
 
-def split_writer(flags: str, task_modules: tuple[str, ...]) -> Callable:
-    """What `cache_writing.write_task` takes as `write_split`, for the options of a pipeline in one text."""
+def split_writer(flags: str | None, task_modules: Sequence[str]) -> Callable | None:
+    """What `cache_writing.build` takes as `write_split`.
+
+    flags: options of a pipeline in one text, "" for Beam's own defaults; None: Beam is not asked for, nor needed.
+    """
+    if flags is None:
+        return None
     if importlib.util.find_spec("apache_beam") is None:
         raise UserError("--beam needs Apache Beam; in an environment of its own: pip install 'codegen2_jax[beam]'.")
     options = _options(flags)
@@ -31,7 +36,7 @@ def split_writer(flags: str, task_modules: tuple[str, ...]) -> Callable:
         work.mkdir(parents=True, exist_ok=True)
         return cache_stages.write_split(
             task, name, directory, work, made_from, progress,
-            task_modules=task_modules,
+            task_modules=tuple(task_modules),
             run=functools.partial(_run, options, work),
             repetitions=functools.partial(_repetitions, options, work),
         )  # fmt: skip

@@ -51,20 +51,14 @@ def build(
     vocabulary_dir: str | Path,
     task_modules: Sequence[str],
     progress: Callable[[str], None] = _say,
-    beam: str | None = None,
+    write_split: Callable | None = None,
 ) -> dict[str, dict]:
     """Imports the task modules, caches the tasks behind `names` that have no current cache, returns {task: info}.
 
-    With `beam`, the options of a pipeline ("" for Beam's own defaults), Apache Beam makes the records.
-
     A task module registers its tasks on import; `STREAMS` maps stream names to tuples of task names, and
     `provenance(task, split)`, where there is one, tells sources, licence, settings, counts and the task's tag.
+    write_split: see `write_task`.
     """
-    write_split = None
-    if beam is not None:
-        from codegen2_jax.data import beam_caching
-
-        write_split = beam_caching.split_writer(beam, tuple(task_modules))
     cache_dir = Path(cache_dir).absolute()
     cache_dir.mkdir(parents=True, exist_ok=True)
     os.environ[VOCABULARY_VARIABLE] = str(Path(vocabulary_dir).absolute())

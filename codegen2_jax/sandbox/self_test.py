@@ -13,6 +13,8 @@ from pathlib import Path
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.sandbox.isolation import HINT, Isolation
+from codegen2_jax.sandbox.keeper_pipe import KeeperPipe, request
+from codegen2_jax.sandbox.programs import Limits, Program
 
 REACHED = "REACHED THE OUTSIDE"
 # What each attempt prints on success. {port} listens on this machine, {secret} lies in our environment, {folder} is
@@ -63,11 +65,8 @@ def require(isolation: Isolation) -> None:
 
 def run(isolation: Isolation) -> list[tuple[str, str]]:
     """[(attempt, "held" or what happened)]."""
-    from codegen2_jax.sandbox import runner  # late: it imports this module
-    from codegen2_jax.sandbox.programs import Limits, Program
-
     secret = os.urandom(12).hex()
-    keeper, results = runner._Keeper(isolation, []), []
+    keeper, results = KeeperPipe(isolation, []), []
     limits = Limits(cpu_seconds=5, wall_seconds=20)
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         os.chmod(folder, 0o777)
@@ -84,10 +83,10 @@ def run(isolation: Isolation) -> list[tuple[str, str]]:
                     if not filtered and name in FILTER_ONLY:
                         continue
                     program = Program(name=name, solution=source, style="output")
-                    request = runner.request(program, limits, isolation, [])
+                    asked = request(program, limits, isolation, [])
                     if not filtered:
-                        request["jail"]["filters"] = {"jail": "", "inside": ""}
-                    found = keeper.judge(request)
+                        asked["jail"]["filters"] = {"jail": "", "inside": ""}
+                    found = keeper.judge(asked)
                     wall = name if filtered else f"{name}, without the filter of system calls"
                     results.append((wall, _outcome(name, found)))
                     if results[-1][1] != "held" and name == "start":

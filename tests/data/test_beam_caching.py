@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from codegen2_jax import cache_tasks
 from codegen2_jax.data import beam_caching, cache, cache_stages, cache_writing
 from codegen2_jax.data.vocabulary import train_vocabulary
 from codegen2_jax.errors import UserError
@@ -105,14 +106,16 @@ errors = []
 def cached(where, names, beam):
     lines = []
     try:
-        cache_writing.build(names, cache_dir=Path(folder, where), progress=lines.append, beam=beam, **keywords)
+        writer = split_writer(beam, ("staged_tasks",))
+        cache_writing.build(names, cache_dir=Path(folder, where), progress=lines.append, write_split=writer, **keywords)
     except UserError as error:
         errors.append(str(error))
     return lines
 
+split_writer = beam_caching.split_writer
 cached("local", ["one", "two"], None)
 if how == "here":
-    beam_caching.split_writer = alone
+    split_writer = alone
 os.environ["CODEGEN2_JAX_TOY_FAULT"] = "1"
 cached("staged", ["one"], how)
 del os.environ["CODEGEN2_JAX_TOY_FAULT"]
@@ -276,7 +279,8 @@ def test_a_runner_that_cannot_be_had_is_one_line_and_a_fault_of_a_stage_is_not(t
     gc.collect()
 
 
-def test_without_beam_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_without_beam_the_message_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(UserError, match=r"pip install 'codegen2_jax\[beam\]'"):
-        cache_writing.build(["x"], cache_dir=tmp_path, vocabulary_dir=tmp_path, task_modules=["m"], beam="")
+    assert cache_tasks.main(["--tasks=x", f"--cache_dir={tmp_path / 'cache'}", "--beam"]) == 2
+    assert "pip install 'codegen2_jax[beam]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
