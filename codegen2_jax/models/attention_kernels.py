@@ -8,6 +8,7 @@
 Shapes: B batch, T length, S keys, N query heads, G key heads, R = N / G, H head width.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from codegen2_jax.errors import UserError
 from codegen2_jax.models.attention import MASKED
+from codegen2_jax.models.dealt_positions import Dealing
 from codegen2_jax.models.layers import MIXED, SCORES, accumulated, recomputed, softmax
 
 Implementation = Literal["xla", "cudnn", "splash", "auto"]
@@ -154,10 +156,11 @@ def _splash(q_BTGRH, k_BTGH, v_BTGH, mask: Tiled):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     split, (length, G, R, width) = _split.get(), q_BTGRH.shape[1:]
-    parts = dict.fromkeys(("length", "kv_heads", "group"), 1)
+    dealing, head_parts = Dealing(1), 1
     if split is not None:
-        parts = {axis: split.parts(axis) for axis in parts}
-    room, channels = -length % (LANES * parts["length"]), -width % LANES
+        dealing = Dealing(split.parts("length"), split.sharding("length").spec[0])
+        head_parts = split.parts("kv_heads") * split.parts("group")
+    room, channels = -length % (LANES * dealing.pieces), -width % LANES
     pad = lambda x: jnp.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 3), (0, channels)))  # noqa: E731
     arguments = [pad(q_BTGRH).transpose(0, 2, 3, 1, 4), *(pad(x).swapaxes(1, 2) for x in (k_BTGH, v_BTGH))]
     axes = [("batch", "kv_heads", "group", "length", None), *[("batch", "kv_heads", None, None)] * 2]
@@ -170,21 +173,21 @@ def _splash(q_BTGRH, k_BTGH, v_BTGH, mask: Tiled):
         raise AssertionError("a prefix comes with segments")
 
     padded = length + room
-    one_head = splash.CausalMask((padded, padded))
+    one_head, order = splash.CausalMask((padded, padded)), dealing.order(padded)
+    one_head.q_sequence = order
     if mask.prefix:
-        one_head = splash.NumpyMask(np.tri(padded, dtype=bool) | (np.arange(padded) < mask.prefix)[None])
-    own = padded // parts["length"]
-    tile = next(size for size in (LARGEST_TILE, LARGEST_TILE // 2, LANES) if own % size == 0)
+        one_head = splash.NumpyMask((np.tri(padded, dtype=bool) | (np.arange(padded) < mask.prefix)[None])[order])
+    tile = next(size for size in (LARGEST_TILE, LARGEST_TILE // 2, LANES) if padded // dealing.pieces % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([one_head] * (G * R // (parts["kv_heads"] * parts["group"]))),
+        splash.MultiHeadMask([one_head] * (G * R // head_parts)),
         block_sizes=splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), tile)),
         head_shards=1,
-        q_seq_shards=parts["length"],
+        q_seq_shards=dealing.devices,
         residual_checkpoint_name=MIXED,
         interpret=INTERPRET,
     )
-    local = _splash_on_one_device
+    local = functools.partial(_splash_on_one_device, dealing)
     if split is not None:  # XLA cannot cut a Pallas kernel by itself
         specs = [kernel.manual_sharding_spec(split.sharding(None, "length"))]
         specs += [split.sharding(*one).spec for one in axes]
@@ -193,16 +196,17 @@ def _splash(q_BTGRH, k_BTGH, v_BTGH, mask: Tiled):
     return mixed_BTGRH[:, :length, ..., :width]
 
 
-def _splash_on_one_device(kernel, q_BGRTH, k_BGSH, v_BGSH, segments_BT=None, segments_BS=None):
+def _splash_on_one_device(dealing: Dealing, kernel, q_BGRTH, k_BGSH, v_BGSH, segments_BT=None, segments_BS=None):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     B, G, R, T, H = q_BGRTH.shape
-    q_BNTH = q_BGRTH.reshape(B, G * R, T, H)
+    q_BNTH = dealing.deal(q_BGRTH.reshape(B, G * R, T, H), axis=2)
     if segments_BT is None:
         mixed_BNTH = jax.vmap(kernel)(q_BNTH, k_BGSH, v_BGSH)
     else:
-        mixed_BNTH = jax.vmap(kernel)(q_BNTH, k_BGSH, v_BGSH, splash.SegmentIds(q=segments_BT, kv=segments_BS))
-    return mixed_BNTH.reshape(q_BGRTH.shape)
+        segments = splash.SegmentIds(q=dealing.deal(segments_BT, axis=1), kv=segments_BS)
+        mixed_BNTH = jax.vmap(kernel)(q_BNTH, k_BGSH, v_BGSH, segments)
+    return dealing.collect(mixed_BNTH, axis=2).reshape(q_BGRTH.shape)
 
 
 class Split(Protocol):

@@ -35,15 +35,15 @@ def _kernels(program: Program) -> Iterator[tuple[Instruction, float, re.Match | 
 def _splash_flops(program: Program, one: Instruction, phase: str) -> float:
     """Of one call: its first arrays of floats are queries [.., T, H] and keys [.., S, H], behind a mask of tiles.
 
-    T of the S positions are on one chip. A tile is computed as a whole or not at all. Counted is the chip that has the
-    last positions, for which the others wait; a fixed prefix that is seen by what is before it adds a little more.
+    T of the S positions are on one chip, dealt so that each chip computes as many tiles (models/dealt_positions.py). A
+    tile is computed as a whole or not at all. A fixed prefix, which what is before it sees too, adds a little more.
     """
     types = " ".join(program.type_of(name) for name in one.operands)
     queries, keys = (_sizes(dims) for dims in re.findall(r"\b(?:bf16|f32)\[([\d,]+)\]", types)[:2])
     tiles = re.search(r"\bs8\[(\d+,\d+,\d+)\]", types)
-    own, visited = queries[-2], keys[-2]
-    if tiles:  # without one, every query sees every key
-        visited -= (own - own // _sizes(tiles[1])[1]) / 2
+    visited = keys[-2]
+    if tiles:  # without them, every query sees every key
+        visited = (visited + queries[-2] // _sizes(tiles[1])[1]) / 2
     return 2.0 * PRODUCTS[phase] * math.prod(queries) * visited
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from codegen2_jax.models.dealt_positions import Dealing
 from codegen2_jax.sharding import estimates, hlo, kernels, topologies
 from codegen2_jax.sharding.estimates import Cost
 
@@ -50,20 +51,23 @@ def test_products_of_splash_as_often_as_they_run():
 
 @pytest.mark.parametrize(("length", "parts"), [(2048, 1), (1024, 1), (8192, 4), (4096, 2)])
 def test_tiles_are_those_that_splash_visits(length, parts):
-    """By its own mask, on the device that has the last positions."""
+    """By its own mask, as many on every device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tile, own = 512, length // parts
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    one_head = splash.CausalMask((length, length))
+    one_head.q_sequence = Dealing(parts).order(length)
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([splash.CausalMask((length, length))]),
+        splash.MultiHeadMask([one_head]),
         block_sizes=splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), tile)),
         head_shards=1,
         q_seq_shards=parts,
     )
     mask_1QK = np.asarray(kernel.fwd_mask_info.block_mask)
-    last_1QK = np.split(mask_1QK, parts, axis=1)[-1]
-    tiles = ",".join(map(str, last_1QK.shape))
+    own_1QK, *others = np.split(mask_1QK, parts, axis=1)
+    assert {np.count_nonzero(other) for other in others} <= {np.count_nonzero(own_1QK)}
+    tiles = ",".join(map(str, own_1QK.shape))
     text = "\n".join(
         (
             "ENTRY %main (q: bf16[1,1]) -> bf16[1,1] {",
@@ -74,7 +78,7 @@ def test_tiles_are_those_that_splash_visits(length, parts):
             "}",
         )
     )
-    assert kernels.flops(hlo.read(text, devices=1)) == 2 * 2 * np.count_nonzero(last_1QK) * tile * tile * 128
+    assert kernels.flops(hlo.read(text, devices=1)) == 2 * 2 * np.count_nonzero(own_1QK) * tile * tile * 128
 
 
 def test_the_time_of_kernels_is_part_of_the_step():
