@@ -160,7 +160,7 @@ def _splash(q_BTGRH, k_BTGH, v_BTGH, mask: Tiled):
     if split is not None:
         dealing = Dealing(split.parts("length"), split.sharding("length").spec[0])
         head_parts = split.parts("kv_heads") * split.parts("group")
-    room, channels = -length % (LANES * dealing.pieces), -width % LANES
+    room, channels = -length % (LANES * dealing.devices), -width % LANES
     pad = lambda x: jnp.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 3), (0, channels)))  # noqa: E731
     arguments = [pad(q_BTGRH).transpose(0, 2, 3, 1, 4), *(pad(x).swapaxes(1, 2) for x in (k_BTGH, v_BTGH))]
     axes = [("batch", "kv_heads", "group", "length", None), *[("batch", "kv_heads", None, None)] * 2]
@@ -177,7 +177,8 @@ def _splash(q_BTGRH, k_BTGH, v_BTGH, mask: Tiled):
     one_head.q_sequence = order
     if mask.prefix:
         one_head = splash.NumpyMask((np.tri(padded, dtype=bool) | (np.arange(padded) < mask.prefix)[None])[order])
-    tile = next(size for size in (LARGEST_TILE, LARGEST_TILE // 2, LANES) if padded // dealing.pieces % size == 0)
+    piece = padded // dealing.pieces  # half a tile where a device has an odd number of the smallest
+    tile = next((size for size in (LARGEST_TILE, LARGEST_TILE // 2) if piece % size == 0), LANES)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([one_head] * (G * R // head_parts)),

@@ -35,16 +35,30 @@ def _kernels(program: Program) -> Iterator[tuple[Instruction, float, re.Match | 
 def _splash_flops(program: Program, one: Instruction, phase: str) -> float:
     """Of one call: its first arrays of floats are queries [.., T, H] and keys [.., S, H], behind a mask of tiles.
 
-    T of the S positions are on one chip, dealt so that each chip computes as many tiles (models/dealt_positions.py). A
-    tile is computed as a whole or not at all. A fixed prefix, which what is before it sees too, adds a little more.
+    T of the S positions are on one chip. A fixed prefix, which what is before it sees too, adds a little that is not
+    counted.
     """
     types = " ".join(program.type_of(name) for name in one.operands)
     queries, keys = (_sizes(dims) for dims in re.findall(r"\b(?:bf16|f32)\[([\d,]+)\]", types)[:2])
     tiles = re.search(r"\bs8\[(\d+,\d+,\d+)\]", types)
-    visited = keys[-2]
+    pairs = queries[-2] * keys[-2]
     if tiles:  # without them, every query sees every key
-        visited = (visited + queries[-2] // _sizes(tiles[1])[1]) / 2
-    return 2.0 * PRODUCTS[phase] * math.prod(queries) * visited
+        pairs = _causal_pairs(queries[-2], keys[-2], queries[-2] // _sizes(tiles[1])[1])
+    return 2.0 * PRODUCTS[phase] * math.prod(queries[:-2]) * pairs * queries[-1]
+
+
+def _causal_pairs(own: int, length: int, tile: int) -> int:
+    """Queries and keys that a chip multiplies, the one that has most of them: a tile as a whole or not at all.
+
+    Chip d of n has two pieces of the length, d and 2n - 1 - d of 2n (models/dealt_positions.py).
+    """
+    chips, piece, last_of_tiles = length // own, own // 2, range(tile - 1, own, tile)
+
+    def position(chip: int, place: int) -> int:
+        return chip * piece + place if place < piece else (2 * chips - 1 - chip) * piece + place - piece
+
+    tiles = max(sum(position(chip, place) // tile + 1 for place in last_of_tiles) for chip in range(chips))
+    return tiles * tile**2
 
 
 def _sizes(dims: str) -> tuple[int, ...]:
