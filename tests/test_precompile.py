@@ -126,7 +126,7 @@ def test_the_record_holds_what_was_asked(record):
     for one in found["collectives"]:
         assert set(one) == {"kind", "group", "overlaps", "count", "payload_bytes", "sent_bytes"}
         assert one["sent_bytes"] > 0
-    for line in ("memory per chip", "FLOPs per chip", "XLA's estimate", "utilisation", "compiled in"):
+    for line in ("memory per chip", "FLOPs per chip", "in kernels", "XLA's estimate", "utilisation", "compiled in"):
         assert line in text
     assert set(found["versions"]) == {"jax", "jaxlib", "libtpu"}
     assert found["compiler_options"] == {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}

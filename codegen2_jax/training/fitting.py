@@ -84,8 +84,9 @@ def table(record: Mapping[str, Any]) -> str:
         ("  output", f"{gib(memory['output'])}, {gib(memory['alias'])} of it in place of arguments"),
         ("", ""),
         ("FLOPs per chip", f"{flops['model']:.3e} by the model's formula"),
-        ("", f"{flops['compiled']:.3e} in the program's matrix products, {flops['kernels']:.3e} of it in kernels"),
-        ("", f"{flops['xla_extrapolated']:.3e} by XLA's count, extrapolated; it has none of the kernels'"),
+        ("", f"{flops['compiled']:.3e} in the program's matrix products"),
+        *((("", f"{flops['kernels']:.3e} of it in kernels, which XLA does not count"),) if flops["kernels"] else ()),
+        ("", f"{flops['xla_extrapolated']:.3e} by XLA's count, extrapolated"),
         ("bytes per chip", f"{record['bytes_accessed_per_chip']:.3e} of its memory, read and written"),
     ]
     for one in record["collectives"]:
@@ -98,7 +99,7 @@ def table(record: Mapping[str, Any]) -> str:
         ("", ""),
         ("floors", f"{floors}; bound by {seconds['bound']}"),
         ("XLA's estimate", f"{xla}: arithmetic and the chip's memory; without the time between chips"),
-        ("kernels", f"{milliseconds(seconds['kernels'])} at the chip's peak, which the estimate lacks"),
+        *((("kernels", f"{milliseconds(seconds['kernels'])} at the chip's peak"),) if flops["kernels"] else ()),
         ("collectives", f"{milliseconds(seconds['collectives_waited_for'])} waited for, all links of a chip in use"),
         ("step", f"{milliseconds(seconds['step'])}, {record['tokens_per_second']:,.0f} tokens/s"),
         ("utilisation", f"{seconds['utilisation']:.1%} of the bfloat16 peak by model FLOPs; "
