@@ -114,6 +114,7 @@ def table(results: dict) -> str:
     """Markdown: the rows that were compiled, and how many were not."""
     rows = sorted(rows_of(MODELS, TOPOLOGIES), key=lambda row: (list(MODELS).index(row.model), _place(row.topology)))
     compiled = [row for row in rows if row.name in results]
+    by_shape = sum(results[row.name].get("kernels_by_shape", False) for row in compiled)
     heads = (
         *("model", "slice", "chips", "fsdp x model", "batch", "GiB of a chip", "bound by", "step", "waiting"),
         *("tokens/s", "utilisation", "if all overlaps", "compiled in"),
@@ -124,7 +125,8 @@ def table(results: dict) -> str:
         "",
         "Written by `python benchmarks/pods.py`; docs/precompile.md says what the columns hold.",
         "Rows of 2,048 tokens, AdamW in float32, computed in bfloat16. No chip was involved. Full rematerialisation:",
-        "every layer is computed again in the backward pass. Attention's kernel is counted at the chip's peak.",
+        "every layer is computed again in the backward pass. Attention's kernel is counted at the chip's peak;",
+        f"{by_shape} of the rows were compiled before it was, and have its part by their shapes.",
         '"Compiled in" is wall time: about two minutes alone, longer for rows that were compiled beside other work',
         "or halted meanwhile.",
         "",

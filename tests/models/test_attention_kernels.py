@@ -235,3 +235,20 @@ def test_a_long_context_is_tried_at_a_part_of_it(monkeypatch):
     for length in (300, 2048, 32767, 32768):
         attention_choice.resolved(DecoderOnly(dataclasses.replace(CONFIG, attention="auto")), layout, length=length)
     assert tried == [300, 2048, 2047, 1536]
+
+
+def test_cut_positions_leave_every_device_as_many_tiles():
+    """The masks of tiles that the kernel is given, by a trace; cut where they stand, they would hold 3 and 7."""
+    mesh, axes = CUTS["positions"]
+    q = jax.ShapeDtypeStruct((2, 2048, G, R, H), jnp.float32)
+    k = jax.ShapeDtypeStruct((2, 2048, G, H), jnp.float32)
+    visible = Visible(np.ones((2, 2048), bool), ends_padded=True)
+    with attention_kernels.split_by(partitioning.Split(partitioning.make_layout(mesh, axes))):
+        traced = jax.make_jaxpr(lambda *qkv: attend("splash", *qkv, prepared("splash", visible)))(q, k, k)
+    # [1, tiles of queries, of keys]: 0 nothing of a tile, 1 a part, 2 the whole; others hold numbers of tiles, 0 to 3
+    tiles = [np.asarray(one) for one in traced.consts if np.shape(one) == (1, 4, 4)]
+    masks = [one for one in tiles if one.max() == 2]
+    assert masks
+    for mask_1QK in masks:
+        counts = [np.count_nonzero(part) for part in np.split(mask_1QK, 2, axis=1)]
+        assert counts[0] == counts[1], counts
